@@ -1,0 +1,1 @@
+"""Push a file of requests through the OpenAI API as fast as your limits allow."""

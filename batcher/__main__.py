@@ -1,0 +1,5 @@
+"""`python -m batcher` is the command."""
+
+from batcher.cli import main
+
+main()

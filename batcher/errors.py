@@ -1,0 +1,39 @@
+"""Every exception that batcher raises on purpose, and the exit code each one means.
+
+All derive from `BatcherError`. The message of each is one line that says what is wrong, where, and what
+to do; the command prints it and nothing else.
+"""
+
+from typing import ClassVar
+
+
+class BatcherError(Exception):
+    """Something that batcher can name went wrong: read the message, it says what to do."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigurationError(BatcherError):
+    """An option, a setting or the environment is wrong: correct it and run the same command again."""
+
+
+class JobFileError(BatcherError):
+    """The job file as a whole can't be read: name another file, or mend this one, and run again."""
+
+
+class StoreError(BatcherError):
+    """The store can't be used as it is: name another with `--store`, or do what the message says."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is running this job: wait for it, or stop it by the pid in the message."""
+
+
+class StoreWriteError(StoreError):
+    """The store could not be written. What was committed is kept: free the disk and run again."""
+
+    exit_code = 3
+
+
+class SimulatorError(BatcherError):
+    """The simulator can't start: correct the option, or choose another port."""

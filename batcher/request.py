@@ -1,0 +1,125 @@
+"""The nouns: a row, the request that rows become, and what each stage of its way makes of it.
+
+They are immutable and know nothing of files, sockets or SQL. `gc=False` because none can be part of a
+reference cycle: a million of them cost the collector nothing.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One line of the job file: what resume matches and results export."""
+
+    #: The line number in the job file, from 1: the order of the results.
+    seq: int
+    #: 16 bytes that are the same as long as the row asks for the same thing (see `batcher.source`).
+    key: bytes
+    #: The user's name for the row, or `row-<line number>`.
+    custom_id: str
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One HTTP request, for one or several rows."""
+
+    rows: tuple[Row, ...]
+    #: The idempotency key: at most 64 characters, the same in every attempt, run and machine.
+    key: str
+    #: The name of the rate budget that it is charged to.
+    pool: str
+    model: str
+    #: As in the job file: `/v1/chat/completions`.
+    path: str
+    body: bytes
+    #: Tokens to admit: the estimated input and the output limit, as the server counts them.
+    tokens: int
+    #: The most that it can cost, in 10^-12 dollar; None where there is no bound or no price.
+    worst_cost_pico_usd: int | None
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """A line of the job file that can't be a request."""
+
+    row: Row
+    #: One sentence; it begins with `line <number>: `.
+    reason: str
+    #: The line itself, so that the errors file can show it.
+    line: bytes
+
+
+class Try(msgspec.Struct, frozen=True, gc=False):
+    """A request that waits for its next attempt."""
+
+    request: Request
+    #: Which attempt it will be, from 1.
+    number: int = 1
+    #: How many of the earlier attempts count against `--max-attempts`.
+    charged: int = 0
+
+
+class Claimed(msgspec.Struct, frozen=True, gc=False):
+    """An attempt that is durably recorded as about to be sent. Only `Journal.claim` makes one."""
+
+    #: The attempt's number in the store.
+    id: int
+    request: Request
+    number: int
+    charged: int
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """What the server answered, as bytes: nobody has judged it yet."""
+
+    status: int
+    #: Names in lower case, in the order received.
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    #: `Clock.now()` when the first byte was written, and when the last one was read.
+    sent_at: float
+    ended_at: float
+
+    def header(self, name: bytes) -> str | None:
+        """Return the first header of this (lower-case) name, or None."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """No whole reply came."""
+
+    #: False only if no byte of the request can have reached the server.
+    left: bool
+    #: A word for the log: `connect`, `dns`, `tls`, `timeout`, `reset`, `cut_off`, `protocol`, `closed`.
+    kind: str
+    #: One sentence for people. Never holds a credential.
+    reason: str
+    #: `Clock.now()` when the first byte was written (None if none was), and when it was given up.
+    sent_at: float | None
+    ended_at: float
+
+
+Landed: TypeAlias = Reply | Lost
+
+
+class Transport(Protocol):
+    """The only way to the network. It moves bytes and never judges; it raises only cancellation."""
+
+    async def send(self, claimed: Claimed, sent: Callable[[Claimed], None]) -> Landed:
+        """Send one claimed attempt and wait for what comes of it.
+
+        `sent(claimed)` is called once, immediately before the first byte is handed to the operating
+        system, and not at all for an attempt that never leaves.
+        """
+        ...
+
+    def abort(self) -> None:
+        """End every `send` under way at once: each returns a `Lost`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Abort, and close every connection."""
+        ...
