@@ -5,7 +5,7 @@ reference cycle: a million of them cost the collector nothing.
 """
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,10 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     #: The most that it can cost, in 10^-12 dollar; None where there is no bound or no price.
     worst_cost_pico_usd: int | None
+
+
+#: The error code of a line that never became a request.
+REJECTED: Final = "invalid_line"
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +107,64 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 
 
 Landed: TypeAlias = Reply | Lost
+
+
+#: Whether an attempt is on the bill: `maybe` is what *in doubt* means.
+Billed: TypeAlias = Literal["no", "maybe", "yes"]
+
+#: How a row ended. `refused`: the server said no to what it says, again is in vain. `exhausted`: it ran out
+#: of attempts, a later run may succeed. `in_doubt`: it may have been billed and is not sent again.
+State: TypeAlias = Literal["done", "refused", "exhausted", "in_doubt"]
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """What became of one claimed attempt: money and doubt belong to attempts."""
+
+    id: int
+    billed: Billed
+    ended_at: float
+    sent_at: float | None = None
+    #: None where no reply came.
+    status: int | None = None
+    #: A word of the verdict table; None for an answer.
+    error: str | None = None
+    request_id: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    #: In 10^-12 dollar; None where the price is unknown.
+    cost_pico_usd: int | None = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How a row ended, with what the results or the errors file shows of it."""
+
+    row: Row
+    state: State
+    #: The attempt that ended it; None for a line that never became a request.
+    attempt: int | None = None
+    status: int | None = None
+    request_id: str | None = None
+    #: The reply's body as the server sent it, without raw line breaks.
+    body: bytes | None = None
+    #: The error's code and one sentence; None for an answer.
+    code: str | None = None
+    message: str | None = None
+    #: The row in the Batch input form, to run again; None for an answer.
+    line: bytes | None = None
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """An attempt's end, and the ends of those of its rows that go no further."""
+
+    attempt: Attempt
+    outcomes: tuple[Outcome, ...] = ()
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """What is durably recorded as ended. Only `Journal.settle` makes one."""
+
+    settlement: Settlement
 
 
 class Transport(Protocol):

@@ -1,0 +1,105 @@
+"""What the commands share: running a job under a progress line, and printing how it stands."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+
+import anyio
+import click
+import orjson
+
+from batcher.clock import SystemClock
+from batcher.errors import JobFileError
+from batcher.job import run_job
+from batcher.options import Options, Paths
+from batcher.progress import watch
+from batcher.run import Loop
+from batcher.source import count_rows
+from batcher.summary import ModelSummary, Summary
+from batcher.tally import Tally
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment, with what `.env` in this folder or above adds to it."""
+    from dotenv import dotenv_values, find_dotenv
+
+    file = find_dotenv(usecwd=True)
+    added = {name: value for name, value in dotenv_values(file).items() if value is not None} if file else {}
+    return {**added, **os.environ}
+
+
+def run_with_progress(options: Options, *, quiet: bool, environ: Mapping[str, str] | None = None) -> Summary:
+    """Run a job; unless `quiet`, show its progress on standard error."""
+
+    def count() -> int | None:
+        try:
+            rows = None if options.job == "-" else count_rows(options.job)
+        except JobFileError:
+            return None  # the run itself meets it, and says so
+        return rows if rows is None or options.limit_rows is None else min(rows, options.limit_rows)
+
+    def show(loop: Loop, tally: Tally) -> Callable[[], None]:
+        return watch(loop, tally, count=count, clock=SystemClock(), out=sys.stderr)
+
+    async def run() -> Summary:
+        given = environment() if environ is None else environ
+        return await run_job(options, given, watch=None if quiet else show)
+
+    return anyio.run(run, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+
+
+def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool) -> None:
+    """Print how the job stands: one JSON object on standard output, a table on standard error."""
+    if as_json:
+        click.echo(orjson.dumps(summary.to_dict()))
+    if not quiet:
+        for line in describe(summary):
+            click.echo(line, err=True)
+        click.echo(f"results   {paths.output}", err=True)
+        if summary.failed or summary.in_doubt:
+            click.echo(f"errors    {paths.errors}", err=True)
+    if summary.stopped is not None:
+        click.echo(f"batcher: stopped: {summary.stopped}", err=True)
+
+
+def describe(summary: Summary) -> list[str]:
+    """Say how a job stands, in a few lines."""
+    others = (("failed", summary.failed), ("in doubt", summary.in_doubt), ("pending", summary.pending))
+    counts = [f"{summary.succeeded:,} succeeded", *(f"{count:,} {name}" for name, count in others if count)]
+    already = f" ({summary.already_done:,} before this run)" if summary.already_done else ""
+    lines = [
+        f"rows      {summary.rows:,}: {', '.join(counts)}{already}",
+        f"requests  {summary.requests:,} in {summary.elapsed_s:,.1f} s, {summary.retries:,} of them retries",
+    ]
+    if summary.by_model:
+        lines += _table(summary.by_model)
+    return [*lines, f"bill      {_bill(summary)}"]
+
+
+def _table(by_model: Mapping[str, ModelSummary]) -> list[str]:
+    width = max(len("model"), *map(len, by_model))
+    lines = [
+        f"{'model':<{width}}  {'requests':>11}  {'prompt tok':>13}  {'cached':>11}  {'output tok':>12}  cost"
+    ]
+    for model, bill in by_model.items():
+        cost = "unknown" if bill.cost_usd is None else f"${bill.cost_usd}"
+        lines.append(
+            f"{model:<{width}}  {bill.requests:>11,}  {bill.prompt_tokens:>13,}  {bill.cached_tokens:>11,}"
+            f"  {bill.completion_tokens:>12,}  {cost}"
+        )
+    return lines
+
+
+def _bill(summary: Summary) -> str:
+    settled = (
+        "unknown: no price for a model or a tier (--prices FILE gives one)"
+        if summary.cost_usd is None
+        else f"${summary.cost_usd}"
+    )
+    doubts = sum(bill.in_doubt for bill in summary.by_model.values())
+    if not doubts:
+        return settled
+    most = summary.in_doubt_cost_usd_max
+    more = "an amount without a bound" if most is None else f"at most ${most}"
+    return f"{settled}, and {more} more for {doubts:,} attempts in doubt"

@@ -1,0 +1,177 @@
+"""`batcher run`: parse, call the library, print."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from batcher.limits.pool import Limit
+    from batcher.retry import MaxFailures
+
+_PATH = click.Path(path_type=Path)
+
+
+class _LimitType(click.ParamType["tuple[str, Limit]"]):
+    """`MODEL=RPM/TPM`; either number may be left out."""
+
+    name = "MODEL=RPM/TPM"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> "tuple[str, Limit]":  # noqa: ANN401  click's own
+        from batcher.limits.pool import Limit
+
+        model, equals, numbers = value.rpartition("=")
+        rpm, _, tpm = numbers.partition("/")
+        if not equals or not model or not all(part.isdigit() or not part for part in (rpm, tpm)):
+            self.fail(f"{value!r} is not MODEL=RPM/TPM, such as gpt-4o-mini=500/200000", param, ctx)
+        return model, Limit(int(rpm) if rpm else None, int(tpm) if tpm else None)
+
+
+class _MaxFailuresType(click.ParamType["MaxFailures"]):
+    """A number of rows, or a share of them."""
+
+    name = "N|P%"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> "MaxFailures":  # noqa: ANN401  click's own
+        from batcher.retry import MaxFailures
+
+        if isinstance(value, MaxFailures):
+            return value
+        number = value.removesuffix("%")
+        if number.isdigit() and int(number) > 0:
+            if number == value:
+                return MaxFailures(count=int(number))
+            if int(number) <= 100:
+                return MaxFailures(share=int(number) / 100)
+        self.fail(f"{value!r} is neither a number of rows (10) nor a share of them (5%)", param, ctx)
+
+
+class _SecondsType(click.ParamType[float]):
+    """Seconds: `90`, or with a unit `90s`, `30m`, `2h`."""
+
+    name = "SECONDS"
+    _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # noqa: RUF012  a constant table
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: ANN401  click's own
+        if isinstance(value, float):
+            return value
+        unit = self._UNITS.get(value[-1:])
+        try:
+            return float(value if unit is None else value[:-1]) * (unit or 1.0)
+        except ValueError:
+            self.fail(f"{value!r} is not a time: give seconds, or 30m, or 2h", param, ctx)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--base-url", metavar="URL", help="The API's address.  [default: OPENAI_BASE_URL, or OpenAI's]")
+@click.option("--store", type=_PATH, help="The job's store.  [default: JOB.db]")
+@click.option("--output", type=_PATH, help="The results file.  [default: JOB.results.jsonl]")
+@click.option("--errors", type=_PATH, help="The errors file.  [default: JOB.errors.jsonl]")
+@click.option(
+    "--rpm", type=int, metavar="N", help="Requests per minute, never exceeded in any minute.  [default: none]"
+)
+@click.option(
+    "--tpm", type=int, metavar="N", help="Tokens per minute: input and output limit.  [default: none]"
+)
+@click.option(
+    "--limit",
+    "limits",
+    type=_LimitType(),
+    multiple=True,
+    help="Give a model limits of its own. May be repeated.",
+)
+@click.option(
+    "--burst",
+    "burst_s",
+    type=_SecondsType(),
+    default=0.25,
+    show_default=True,
+    help="How far ahead of its even rate the flow may run.",
+)
+@click.option(
+    "--max-inflight",
+    type=int,
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Requests on the wire at once.",
+)
+@click.option(
+    "--max-attempts", type=int, default=5, show_default=True, metavar="N", help="Attempts before a row fails."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=_SecondsType(),
+    default=300.0,
+    show_default=True,
+    help="A request's total time.",
+)
+@click.option(
+    "--delivery",
+    type=click.Choice(["at-least-once", "at-most-once"]),
+    default="at-least-once",
+    show_default=True,
+    help="What becomes of a row whose answer was lost: sent again with the same key, or never.",
+)
+@click.option("--retry-failed", is_flag=True, help="Run the rows again that the server refused.")
+@click.option("--retry-in-doubt", is_flag=True, help="Run the rows again that ended in doubt.")
+@click.option(
+    "--max-failures",
+    type=_MaxFailuresType(),
+    default="50%",
+    show_default=True,
+    help="Stop when so many rows have failed; a share is looked at after 200.",
+)
+@click.option(
+    "--max-stall",
+    "max_stall_s",
+    type=_SecondsType(),
+    default=1800.0,
+    show_default=True,
+    help="Stop when nothing has answered for so long.",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=_SecondsType(),
+    default=30.0,
+    show_default=True,
+    help="How long what is in flight may take to land when the run is stopped.",
+)
+@click.option(
+    "--namespace", metavar="NAME", help="What idempotency keys are made with.  [default: the store's own]"
+)
+@click.option("--limit-rows", type=int, metavar="N", help="Run only the first N rows of the file.")
+@click.option("--prices", type=_PATH, help="A JSON file of prices that go before the known ones.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output."
+)
+@click.option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    *,
+    job: str,
+    as_json: bool,
+    quiet: bool,
+    limits: "tuple[tuple[str, Limit], ...]",
+    **options: Any,  # noqa: ANN401  the fields of Options, as declared above
+) -> None:
+    r"""Send every row of JOB that is not settled yet; write the results, the errors and the bill.
+
+    JOB is a file of JSON Lines in the OpenAI Batch input form, or of bare request bodies; `.gz` and `.zst`
+    are read too, and `-` is standard input. Run the same command again to go on after a stop or a crash.
+
+    \b
+    Exit codes: 0 all rows succeeded; 1 finished, some rows failed or are in doubt; 2 wrong usage or
+    configuration; 3 stopped early and 130 interrupted: safe to run again.
+    """
+    from batcher.cli.report import print_summary, run_with_progress
+    from batcher.options import Options, Paths
+
+    given = Options(job=job, limits=dict(limits), **options)
+    summary = run_with_progress(given, quiet=quiet)
+    paths = Paths.of(job, given.store, given.output, given.errors)
+    print_summary(summary, paths, as_json=as_json, quiet=quiet)
+    sys.exit(summary.exit_code)

@@ -1,0 +1,218 @@
+"""A job from its options to its summary: what the command and `await batcher.run(...)` both call."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import anyio
+import anyio.to_thread
+
+from batcher.clock import Clock, SystemClock
+from batcher.errors import ConfigurationError, JobFileError, StoreWriteError
+from batcher.limits.pool import SHARED, Limit, pools
+from batcher.limits.slots import Slots
+from batcher.limits.window import PERIOD_S, SKEW_S
+from batcher.money.overrides import read_overrides
+from batcher.money.prices import PriceBook
+from batcher.options import Delivery, Options, Paths
+from batcher.request import State
+from batcher.results import check_writable, write_errors, write_results
+from batcher.retry import Outage
+from batcher.run import Loop, Parts, Stop
+from batcher.source import Requests, Source, count_rows
+from batcher.store import reader
+from batcher.store.journal import Journal, Opening
+from batcher.summary import INTERRUPTED, Summary, summarise
+from batcher.tally import Tally
+from batcher.transport.endpoint import Endpoint
+from batcher.transport.files import raise_file_limit
+from batcher.transport.wire import Wire
+from batcher.verdict import Policy
+
+#: Files that the process holds open besides its connections.
+_OTHER_FILES: Final = 64
+#: An interrupted run writes its files only if there are at most so many rows: some seconds of work.
+_WRITE_ON_INTERRUPT: Final = 1_000_000
+#: At most once, a connection that the server may be closing just now makes false doubt: keep it only briefly.
+_IDLE_S: Final[Mapping[Delivery, float]] = {"at-least-once": 4.0, "at-most-once": 1.0}
+
+
+#: Called once the loop is about to run, with its counters; what it returns is called when it has ended.
+Watch: TypeAlias = Callable[[Loop, Tally], Callable[[], None]]
+
+
+async def run_job(
+    options: Options, environ: Mapping[str, str], *, clock: Clock | None = None, watch: Watch | None = None
+) -> Summary:
+    """Send every row that is not settled yet; write the results and the errors; return how the job stands.
+
+    Raises:
+        BatcherError: the job can't begin (see `batcher.errors`). Once it runs, what stops it is in the
+            summary: `stopped`.
+    """
+    clock = clock or SystemClock()
+    began = clock.now()
+    endpoint = Endpoint.from_environment(options.base_url, environ)
+    paths = Paths.of(options.job, options.store, options.output, options.errors)
+    _check_job_file(options.job)
+    for path in (paths.output, paths.errors):
+        check_writable(path)
+    _check_file_limit(options.max_inflight)
+    overrides = None if options.prices is None else read_overrides(options.prices)
+    prices = PriceBook(endpoint.base_url, clock.wall(), overrides)
+    tally = Tally()
+    source = Source(options.job, options.limit_rows)
+    journal = await Journal.open(_opening(options, paths.store, endpoint.base_url), clock)
+    try:
+        async with _loop(options, endpoint, journal, source, prices, tally, clock) as loop:
+            done = watch(loop, tally) if watch is not None else lambda: None
+            try:
+                await _run_with_signals(loop)
+            finally:
+                done()
+        rows = await source.count_rest()
+        if not source.ended:
+            await journal.set_line_count(rows)
+        stopped = loop.stopped
+    except StoreWriteError as error:
+        rows, stopped = source.count, Stop("disk", str(error))
+    finally:
+        source.close()
+        await journal.close()
+    return await anyio.to_thread.run_sync(_finish, paths, rows, stopped, tally, clock.now() - began)
+
+
+def _opening(options: Options, store: Path, base_url: str) -> Opening:
+    reopen: set[State] = {"exhausted"}
+    if options.retry_failed:
+        reopen.add("refused")
+    if options.retry_in_doubt:
+        reopen.add("in_doubt")
+    return Opening(
+        path=store,
+        base_url=base_url,
+        namespace=options.namespace,
+        at_most_once=options.delivery == "at-most-once",
+        reopen=frozenset(reopen),
+    )
+
+
+@asynccontextmanager
+async def _loop(
+    options: Options,
+    endpoint: Endpoint,
+    journal: Journal,
+    source: Source,
+    prices: PriceBook,
+    tally: Tally,
+    clock: Clock,
+) -> AsyncIterator[Loop]:
+    """Put the loop together; close its connections at the end."""
+    by_name = pools(Limit(options.rpm, options.tpm), options.limits, options.burst_s)
+    for model, at, tokens in await journal.recent(PERIOD_S + SKEW_S):
+        by_name[model if model in options.limits else SHARED].seed([(at, tokens)])
+    wire = Wire(
+        endpoint,
+        clock,
+        max_connections=options.max_inflight,
+        timeout_s=options.timeout_s,
+        idle_s=_IDLE_S[options.delivery],
+    )
+    try:
+        yield Loop(
+            Parts(
+                source=source,
+                requests=Requests(
+                    journal.namespace, {model: model for model in options.limits}, SHARED, prices
+                ),
+                journal=journal,
+                transport=wire,
+                pools=by_name,
+                slots=Slots(options.max_inflight),
+                prices=prices,
+                policy=Policy(options.max_attempts, options.delivery == "at-most-once"),
+                max_failures=options.max_failures,
+                outage=Outage(options.max_stall_s),
+                clock=clock,
+                tally=tally,
+                grace_s=options.grace_s,
+            )
+        )
+    finally:
+        with anyio.CancelScope(shield=True):
+            await wire.aclose()
+
+
+async def _run_with_signals(loop: Loop) -> None:
+    """Run the loop; the first SIGINT or SIGTERM stops it in order, the second at once.
+
+    Signals belong to the main thread: elsewhere the caller cancels instead.
+    """
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        await loop.run()
+        return
+    async with anyio.create_task_group() as tasks:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def obey() -> None:
+                async for _ in signals:
+                    if loop.stopped is not None:
+                        loop.hurry()
+                    loop.stop(INTERRUPTED)
+
+            tasks.start_soon(obey)
+            await loop.run()
+            tasks.cancel_scope.cancel()
+
+
+def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed_s: float) -> Summary:
+    """Write the files from the store, and say how the job stands."""
+    contents = reader.read(paths.store)
+    if stopped is None or contents.ended <= _WRITE_ON_INTERRUPT:
+        write_results(paths.store, paths.output)
+        write_errors(paths.store, paths.errors)
+    reason = None if stopped is None else stopped.reason
+    return summarise(contents, rows, tally, elapsed_s, reason)
+
+
+def _check_job_file(job: str) -> None:
+    if job == "-":
+        return
+    path = Path(job)
+    try:
+        if path.is_dir():
+            raise JobFileError(f"{job} is a directory: name a job file (JSON Lines)")
+        if not path.stat().st_size:
+            raise JobFileError(f"{job} is empty: a job file has one request per line")
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise JobFileError(f"{job} can't be read: {error.strerror}") from error
+
+
+def _check_file_limit(max_inflight: int) -> None:
+    needed = max_inflight + _OTHER_FILES
+    allowed = raise_file_limit(needed)
+    if allowed < needed:
+        raise ConfigurationError(
+            f"--max-inflight {max_inflight} needs {needed} open files and the system allows {allowed}: "
+            f"raise it (ulimit -n), or use --max-inflight {max(allowed - _OTHER_FILES, 1)}"
+        )
+
+
+def status(job: str, store: Path | None = None) -> Summary:
+    """Say how a job stands, from its store alone: also beside a run that is going on.
+
+    Raises:
+        StoreError: there is no store, or it can't be read.
+    """
+    contents = reader.read(Paths.of(job, store).store)
+    rows = contents.line_count
+    if rows is None:
+        # Its first run has not come to the end of the file.
+        rows = contents.ended if job == "-" or not Path(job).is_file() else count_rows(job)
+    return summarise(contents, rows, Tally(already_done=contents.ended), 0.0, None)

@@ -1,0 +1,103 @@
+"""What a run can be told, and where its files are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import msgspec
+
+from batcher.errors import ConfigurationError
+from batcher.limits.pool import Limit
+from batcher.retry import MaxFailures
+
+Delivery: TypeAlias = Literal["at-least-once", "at-most-once"]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What `batcher run` can be told; the defaults are those of the command."""
+
+    #: The job file: JSON Lines, also `.gz` or `.zst`; `-` is standard input and needs `store`.
+    job: str
+    #: None takes OPENAI_BASE_URL, or OpenAI's own.
+    base_url: str | None = None
+    #: None names them after the job file: `.db`, `.results.jsonl`, `.errors.jsonl`.
+    store: Path | None = None
+    output: Path | None = None
+    errors: Path | None = None
+    #: Requests and tokens per minute of every model without a limit of its own; None is no limit.
+    rpm: int | None = None
+    tpm: int | None = None
+    #: Model -> its own limit.
+    limits: Mapping[str, Limit] = {}
+    #: How far ahead of its even rate the flow may run, in seconds.
+    burst_s: float = 0.25
+    max_inflight: int = 1000
+    max_attempts: int = 5
+    #: A request's total, in seconds.
+    timeout_s: float = 300.0
+    delivery: Delivery = "at-least-once"
+    retry_failed: bool = False
+    retry_in_doubt: bool = False
+    max_failures: MaxFailures = MaxFailures(share=0.5)
+    max_stall_s: float = 1800.0
+    #: What is in flight when the run is stopped may take so long to land, in seconds.
+    grace_s: float = 30.0
+    namespace: str | None = None
+    #: Send no more than the first so many rows of the file.
+    limit_rows: int | None = None
+    #: A file of prices that go before the known ones.
+    prices: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be meant.
+
+        Raises:
+            ConfigurationError: it names the option and what it takes.
+        """
+        for name in ("rpm", "tpm", "max_inflight", "max_attempts", "limit_rows"):
+            _at_least_one(f"--{name.replace('_', '-')}", getattr(self, name))
+        for model, limit in self.limits.items():
+            _at_least_one(f"--limit {model}", limit.rpm)
+            _at_least_one(f"--limit {model}", limit.tpm)
+        for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (name == "timeout_s" and not value):
+                raise ConfigurationError(
+                    f"--{name[:-2].replace('_', '-')} must be a number of seconds, not {value}"
+                )
+        if self.delivery not in get_args(Delivery):
+            raise ConfigurationError(
+                f"--delivery must be one of {', '.join(get_args(Delivery))}, not {self.delivery}"
+            )
+        if self.job == "-" and self.store is None:
+            raise ConfigurationError(
+                "a job from standard input has no name: say where its store is with --store"
+            )
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """The three files of a job."""
+
+    store: Path
+    output: Path
+    errors: Path
+
+    @classmethod
+    def of(
+        cls, job: str, store: Path | None, output: Path | None = None, errors: Path | None = None
+    ) -> "Paths":
+        """Name them after the job file, or, for standard input, after the store."""
+        base = str(store) if job == "-" else job
+        for suffix in (".db",) if job == "-" else (".gz", ".zst"):
+            base = base.removesuffix(suffix)
+        base = base.removesuffix(".jsonl")
+        return cls(
+            store or Path(f"{base}.db"),
+            output or Path(f"{base}.results.jsonl"),
+            errors or Path(f"{base}.errors.jsonl"),
+        )
+
+
+def _at_least_one(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigurationError(f"{option} must be at least 1, not {value}")

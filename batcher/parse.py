@@ -1,0 +1,152 @@
+"""One line of the job file: what it asks for, or why it can't be a request."""
+
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import orjson
+
+from batcher.request import Rejected, Row
+
+#: Endpoint -> the field that its body can't be without.
+ENDPOINTS = {
+    "/v1/chat/completions": "messages",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+    "/v1/moderations": "input",
+    "/v1/completions": "prompt",
+}
+
+#: A responses body may take its input from a stored prompt or an earlier response instead.
+_INSTEAD_OF_INPUT = ("prompt", "previous_response_id", "conversation")
+
+#: Fields that only a responses body has.
+_RESPONSES_ONLY = frozenset(
+    {"instructions", "max_output_tokens", "text", "reasoning", "store", *_INSTEAD_OF_INPUT}
+)
+#: Fields that only an embeddings body has.
+_EMBEDDINGS_ONLY = frozenset({"dimensions", "encoding_format"})
+
+
+class Draft(msgspec.Struct, frozen=True, gc=False):
+    """A line that can be a request; it has no key yet, since that may depend on the lines before it."""
+
+    seq: int
+    custom_id: str
+    #: False for a bare body, whose custom_id only says where it stands.
+    named: bool
+    url: str
+    model: str
+    #: The parsed body, and the bytes that are sent.
+    fields: dict[str, Any]
+    body: bytes
+
+    def digest(self) -> bytes:
+        """Hash what the row asks for: 16 bytes of the url and the body, and of its name if it has one."""
+        name = self.custom_id if self.named else None
+        identity = orjson.dumps([name, "POST", self.url])
+        return blake2b(identity + self.body, digest_size=16).digest()
+
+
+class _RefusedError(Exception):
+    """Why a line is rejected."""
+
+
+def parse(line: bytes, seq: int) -> Draft | Rejected:
+    """Read one line, in the OpenAI Batch input form or as a bare request body."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return rejected(line, seq, f"not valid JSON: {error.msg} at column {error.colno}")
+    try:
+        if type(value) is not dict:
+            message = f"{_kind(value)} where a request object is expected"
+            raise _RefusedError(message)
+        return _batch_form(value, seq) if "body" in value else _bare(value, seq)
+    except _RefusedError as refusal:
+        return rejected(line, seq, str(refusal), value)
+
+
+def rejected(line: bytes, seq: int, why: str, value: object = None) -> Rejected:
+    """Make the rejection of a line; its key is of the line and its place: nothing is ever sent for it."""
+    name = value.get("custom_id") if type(value) is dict else None
+    key = blake2b(b"rejected %d %b" % (seq, line), digest_size=16).digest()
+    row = Row(seq, key, name if type(name) is str and name else f"row-{seq}")
+    return Rejected(row, f"line {seq}: {why}", line)
+
+
+def _batch_form(value: dict[str, Any], seq: int) -> Draft:
+    custom_id, body = value.get("custom_id"), value["body"]
+    if type(custom_id) is not str or not custom_id:
+        message = "custom_id is missing" if custom_id is None else "custom_id must be a string, and not empty"
+        raise _RefusedError(message)
+    if value.get("method", "POST") != "POST":
+        message = f"method must be POST, not {_show(value['method'])}"
+        raise _RefusedError(message)
+    if type(body) is not dict:
+        message = f"body must be an object, not {_kind(body)}"
+        raise _RefusedError(message)
+    url = value.get("url") or _url_of(body)
+    if url not in ENDPOINTS:
+        message = f"url must be one of {', '.join(ENDPOINTS)}, not {_show(url)}"
+        raise _RefusedError(message)
+    return _draft(seq, custom_id, True, url, body)
+
+
+def _bare(body: dict[str, Any], seq: int) -> Draft:
+    return _draft(seq, f"row-{seq}", False, _url_of(body), body)
+
+
+def _draft(seq: int, custom_id: str, named: bool, url: str, body: dict[str, Any]) -> Draft:
+    model = body.get("model")
+    if type(model) is not str or not model:
+        message = "model is missing" if model is None else "model must be a string, and not empty"
+        raise _RefusedError(message)
+    needed = ENDPOINTS[url]
+    if needed not in body and not (
+        url == "/v1/responses" and any(name in body for name in _INSTEAD_OF_INPUT)
+    ):
+        message = f"{needed} is missing: {url} needs it"
+        raise _RefusedError(message)
+    for option in ("stream", "background"):
+        if body.get(option):
+            message = f'"{option}": true has no place in a batch: leave it out'
+            raise _RefusedError(message)
+    return Draft(seq, custom_id, named, url, model, body, orjson.dumps(body))
+
+
+def _url_of(body: dict[str, Any]) -> str:
+    """Tell the endpoint by the shape of a body."""
+    if "messages" in body:
+        return "/v1/chat/completions"
+    if "input" in body:
+        return _url_of_input(body)
+    if "prompt" in body and type(body["prompt"]) is not dict:
+        return "/v1/completions"
+    if not _RESPONSES_ONLY.isdisjoint(body):
+        return "/v1/responses"
+    message = "neither a Batch line (custom_id, url, body) nor a request body (messages, input or prompt)"
+    raise _RefusedError(message)
+
+
+def _url_of_input(body: dict[str, Any]) -> str:
+    if not _RESPONSES_ONLY.isdisjoint(body):
+        return "/v1/responses"
+    given, model = body["input"], str(body.get("model"))
+    if "moderation" in model:
+        return "/v1/moderations"
+    # Responses take a string or a list of items; only embeddings take a list of strings or of token ids.
+    plain_list = type(given) is list and bool(given) and type(given[0]) is not dict
+    if plain_list or "embed" in model or not _EMBEDDINGS_ONLY.isdisjoint(body):
+        return "/v1/embeddings"
+    return "/v1/responses"
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _show(value: object) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."

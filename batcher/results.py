@@ -1,0 +1,177 @@
+"""The files: results and errors in the order of the input, in the OpenAI Batch output form.
+
+A file is there whole or not at all.
+"""
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from batcher.errors import ConfigurationError, StoreWriteError
+from batcher.money.cost import usd_string
+from batcher.request import REJECTED
+from batcher.store import reader
+
+#: The columns of the attempts log; times are seconds since 1970.
+ATTEMPT_FIELDS = (
+    "attempt",
+    "key",
+    "number",
+    "model",
+    "claimed_at",
+    "sent_at",
+    "ended_at",
+    "billed",
+    "status",
+    "error",
+    "request_id",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "cost_usd",
+)
+
+_BUFFER = 1 << 20
+
+
+def write_results(store: Path, output: Path) -> int:
+    """Write the answers; return how many.
+
+    Raises:
+        StoreError: the store can't be read.
+        StoreWriteError: the file can't be written; one that was there before is untouched.
+    """
+    return _write(output, map(_result_line, reader.rows(store, "results")))
+
+
+def write_errors(store: Path, errors: Path) -> int:
+    """Write the rows that ended without an answer, each with its request; return how many.
+
+    See `write_results`.
+    """
+    return _write(errors, map(_error_line, reader.rows(store, "errors")))
+
+
+def write_failed(store: Path, job: Path) -> int:
+    """Write the rows that ended without an answer as a job file; return how many.
+
+    Lines that never were requests are left out: they can't run. See `write_results`.
+    """
+    lines = (line + b"\n" for *_, code, _, line in reader.rows(store, "errors") if code != REJECTED)
+    return _write(job, lines)
+
+
+def write_attempts(store: Path, log: Path) -> int:
+    """Write every attempt, as CSV where the file is named so and as JSON Lines elsewhere; return how many.
+
+    See `write_results`.
+    """
+    rows = (_attempt_fields(row) for row in reader.rows(store, "attempts_log"))
+    if log.suffix == ".csv":
+        return _write(log, _csv_lines(rows)) - 1
+    return _write(log, (orjson.dumps(dict(zip(ATTEMPT_FIELDS, row, strict=True))) + b"\n" for row in rows))
+
+
+def _attempt_fields(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    *facts, cost_pico_usd = row
+    return (*facts, None if cost_pico_usd is None else usd_string(cost_pico_usd))
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before anything is paid for, that a file can be written here.
+
+    Raises:
+        ConfigurationError: the folder is missing or can't be written, or the path is a folder.
+    """
+    if path.is_dir():
+        message = f"{path} is a directory: name a file"
+        raise ConfigurationError(message)
+    if not path.parent.is_dir():
+        message = f"{path.parent} does not exist: make it, or name another file"
+        raise ConfigurationError(message)
+    if not os.access(path.parent, os.W_OK):
+        message = f"{path.parent} can't be written: name a file elsewhere"
+        raise ConfigurationError(message)
+
+
+def _result_line(row: tuple[Any, ...]) -> bytes:
+    key, custom_id, status, request_id, body = row
+    return b'{"id":"batch_req_%b","custom_id":%b,"response":%b,"error":null}\n' % (
+        key.hex().encode(),
+        orjson.dumps(custom_id),
+        _response(status, request_id, body),
+    )
+
+
+def _error_line(row: tuple[Any, ...]) -> bytes:
+    key, custom_id, status, request_id, body, code, message, line = row
+    return b'{"id":"batch_req_%b","custom_id":%b,"response":%b,"error":%b,"request":%b}\n' % (
+        key.hex().encode(),
+        orjson.dumps(custom_id),
+        b"null" if status is None else _response(status, request_id, body or b"null"),
+        orjson.dumps({"code": code, "message": message}),
+        _rejected_line(line) if code == REJECTED else line or b"null",
+    )
+
+
+def _response(status: int, request_id: str | None, body: bytes) -> bytes:
+    return b'{"status_code":%d,"request_id":%b,"body":%b}' % (status, orjson.dumps(request_id), body)
+
+
+def _rejected_line(line: bytes) -> bytes:
+    """Show a line as the JSON that it is, or, where it is none, as a string."""
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return orjson.dumps(line.decode("utf-8", "replace"))
+    return line
+
+
+def _csv_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[bytes]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(ATTEMPT_FIELDS)
+    yield buffer.getvalue().encode()
+    for row in rows:
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow(row)
+        yield buffer.getvalue().encode()
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> int:
+    """Write a file so that it is there whole or as it was before: temporary file, fsync, rename."""
+    count = 0
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False, buffering=_BUFFER
+        ) as file:
+            temporary = Path(file.name)
+            for line in lines:
+                file.write(line)
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        message = f"{path} can't be written: {error.strerror}; the rows are safe in the store: batcher export"
+        raise StoreWriteError(message) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return count
+
+
+def _umask() -> int:
+    """Return the process's mask: it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,405 @@
+"""The loop: a row's way from the job file to its settled outcome, top to bottom.
+
+    feed    source groups -> rows not yet settled -> queues      stops reading when the look-ahead is full
+    admit   one per pool: what fits -> claimed -> outbox         sleeps until the one time that matters
+    send    a fixed number: claimed -> transport -> landed
+    settle  one: everything landed -> judged -> settled -> queues and pools learn what became of it
+
+Groups move, not single rows: while one group commits, the next one forms. Only a retry goes back, and it
+goes back to the queue, with its due time: a row that waits holds no connection and no slot.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import anyio
+
+from batcher.clock import Clock
+from batcher.errors import JobFileError, StoreWriteError
+from batcher.limits.bucket import Never, Took, Wait
+from batcher.limits.pool import Pool
+from batcher.limits.slots import Slots
+from batcher.money.prices import PriceBook
+from batcher.queue import Queue
+from batcher.request import (
+    Claimed,
+    Landed,
+    Lost,
+    Rejected,
+    Reply,
+    Request,
+    Settled,
+    Settlement,
+    Transport,
+    Try,
+)
+from batcher.retry import MaxFailures, Outage
+from batcher.settlement import rejections, settlement, unsent
+from batcher.source import Requests, Source
+from batcher.store.journal import Journal
+from batcher.tally import Tally
+from batcher.verdict import Again, Done, Fail, Halt, Hold, Policy, Verdict, judge
+
+#: The reader stops while so many requests, or so many bytes of them, wait to be sent.
+LOOK_AHEAD_REQUESTS: Final = 10_000
+LOOK_AHEAD_BYTES: Final = 32_000_000
+#: Admission stops while so many bytes of replies wait for the disk.
+UNSETTLED_BYTES: Final = 64_000_000
+#: Within a pace's burst, admission waits this long for more to go together: a claim is a commit.
+TICK_S: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run ends before its rows do."""
+
+    #: `interrupted`, `input`, `disk`, `stall`, `failures`, or a word of the verdict table.
+    kind: str
+    #: One sentence: what happened, and what to do.
+    reason: str
+
+
+class Bell:
+    """Wakes one task, once for any number of rings."""
+
+    __slots__ = ("_rung",)
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake who waits, or let who comes next not wait."""
+        self._rung.set()
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait for a ring, or for so many seconds."""
+        if seconds is None:
+            await self._rung.wait()
+        else:
+            with anyio.move_on_after(max(seconds, 0.0)):
+                await self._rung.wait()
+        self._rung.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A pool with the requests that wait for it and the bell of its admission."""
+
+    pool: Pool
+    queue: Queue
+    bell: Bell
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What the loop works with: each behind its small interface."""
+
+    source: Source
+    requests: Requests
+    journal: Journal
+    transport: Transport
+    pools: Mapping[str, Pool]
+    slots: Slots
+    prices: PriceBook
+    policy: Policy
+    max_failures: MaxFailures
+    outage: Outage
+    clock: Clock
+    tally: Tally
+    #: After a stop, how long what is in flight may take to land, in seconds.
+    grace_s: float
+
+
+class Loop:
+    """One run of a job. `run` returns when every row is settled, or when `stop` has been obeyed."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._clock = parts.clock
+        self._slots = parts.slots
+        self._lanes = {name: Lane(pool, Queue(), Bell()) for name, pool in parts.pools.items()}
+        self._outbox: asyncio.Queue[Claimed] = asyncio.Queue()
+        self._landed: list[tuple[Claimed, Landed]] = []
+        self._landing = Bell()
+        self._room = Bell()
+        self._stopping = asyncio.Event()
+        self._finished = asyncio.Event()
+        #: Attempts that went first after a pause.
+        self._probes: set[int] = set()
+        self._fed = False
+        #: Requests in the queues or on their way; bytes of those in the queues, and of replies not settled.
+        self._outstanding = 0
+        self._queued_bytes = 0
+        self._unsettled_bytes = 0
+        self.stopped: Stop | None = None
+
+    async def run(self) -> None:
+        """Send what is not settled, until all is or something stops it (`stopped`)."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._guard, self._feed)
+            tasks.start_soon(self._guard, self._settle)
+            tasks.start_soon(self._drain)
+            for lane in self._lanes.values():
+                tasks.start_soon(self._guard, self._admit, lane)
+            for _ in range(self._slots.ceiling):
+                tasks.start_soon(self._send)
+            await self._finished.wait()
+            tasks.cancel_scope.cancel()
+
+    def stop(self, stop: Stop) -> None:
+        """Admit nothing more; what is in flight has the grace period to land. The first reason stays."""
+        if self.stopped is None:
+            self.stopped = stop
+            self._stopping.set()
+            self._ring()
+            self._end_if_done()
+
+    def hurry(self) -> None:
+        """End what is in flight at once: its attempts are in doubt."""
+        self._parts.transport.abort()
+
+    async def _guard(self, stage: Callable[..., Awaitable[None]], *args: Lane) -> None:
+        """Run a stage; what the disk or the job file refuses ends the run, and what is committed stays."""
+        try:
+            await stage(*args)
+        except JobFileError as error:
+            # What has been read is good, and runs; what follows can't be read.
+            self._fed = True
+            self.stopped = self.stopped or Stop("input", str(error))
+            self._end_if_done()
+        except StoreWriteError as error:
+            # Nothing can be written down any more, so nothing more may be sent, or waited for.
+            self.stop(Stop("disk", str(error)))
+            self._finished.set()
+
+    # --- feed
+
+    async def _feed(self) -> None:
+        source = self._parts.source
+        async with aclosing(source.groups(self._parts.requests)) as groups:
+            async for group in groups:
+                await self._feed_group(group)
+                while self._is_ahead() and not self._stopping.is_set():
+                    await self._room.wait()
+                if self._stopping.is_set():
+                    break
+        if source.ended:
+            await self._parts.journal.end_of_file(source.last_seq, source.count)
+        self._fed = True
+        self._end_if_done()
+
+    async def _feed_group(self, group: list[Request | Rejected]) -> None:
+        tally = self._parts.tally
+        rows = [item.row if isinstance(item, Rejected) else item.rows[0] for item in group]
+        fresh = await self._parts.journal.fresh(rows)
+        tally.rows_read += len(rows)
+        tally.already_done += len(rows) - len(fresh)
+        if len(fresh) < len(rows):
+            lines = {row.seq for row in fresh}
+            group = [item for item, row in zip(group, rows, strict=True) if row.seq in lines]
+        if rejected := [item for item in group if isinstance(item, Rejected)]:
+            await self._parts.journal.reject(rejections(rejected))
+            tally.reject(len(rejected))
+        for item in group:
+            if isinstance(item, Request):
+                self._outstanding += 1
+                self._queued_bytes += len(item.body)
+                lane = self._lanes[item.pool]
+                lane.queue.add((Try(item),))
+                lane.bell.ring()
+
+    def _is_ahead(self) -> bool:
+        waiting = sum(len(lane.queue) for lane in self._lanes.values())
+        return waiting >= LOOK_AHEAD_REQUESTS or self._queued_bytes >= LOOK_AHEAD_BYTES
+
+    # --- admit
+
+    async def _admit(self, lane: Lane) -> None:
+        while not self._stopping.is_set():
+            now = self._clock.now()
+            ready = islice(lane.queue.ready(now), self._share(lane))
+            fit = lane.pool.fit((item.request.tokens for item in ready), now)
+            if isinstance(fit, Took) and fit.count:
+                await self._claim(lane, fit)
+            elif isinstance(fit, Never):
+                await self._refuse(lane, fit.maximum)
+            else:
+                until = fit.until if isinstance(fit, Wait) else lane.queue.next_due
+                await lane.bell.wait(None if until is None else max(until - now, TICK_S))
+
+    def _share(self, lane: Lane) -> int:
+        """Return how many this lane may admit now: slots are offered to the lanes in equal shares."""
+        if self._unsettled_bytes >= UNSETTLED_BYTES:
+            return 0
+        waiting = sum(bool(other.queue) for other in self._lanes.values() if other is not lane)
+        free = self._slots.free
+        return min(free, max(1, free // (waiting + 1)))
+
+    async def _claim(self, lane: Lane, took: Took) -> None:
+        tries = lane.queue.take(took.count)
+        self._slots.take(took.count)
+        self._parts.tally.in_flight += took.count
+        self._queued_bytes -= sum(len(item.request.body) for item in tries)
+        claimed = await self._parts.journal.claim(tries)
+        if took.probe:
+            self._probes.add(claimed[0].id)
+        for item in claimed:
+            self._outbox.put_nowait(item)
+        self._room.ring()
+
+    async def _refuse(self, lane: Lane, maximum: int) -> None:
+        """End a request that no wait will let through."""
+        (item,) = lane.queue.take(1)
+        request = item.request
+        self._queued_bytes -= len(request.body)
+        message = (
+            f"needs {request.tokens} tokens, and the limit is {maximum} per minute: raise --tpm or split it"
+        )
+        outcomes = unsent(request, "exhausted", "exceeds_limit", message)
+        await self._parts.journal.reject(outcomes)
+        self._parts.tally.reject(len(outcomes))
+        self._outstanding -= 1
+        self._end_if_done()
+
+    # --- send
+
+    async def _send(self) -> None:
+        transport, slots, clock = self._parts.transport, self._slots, self._clock
+        while True:
+            claimed = await self._outbox.get()
+            if self._stopping.is_set():
+                landed: Landed = Lost(
+                    False, "stopped", "the run stopped before it was sent", None, clock.now()
+                )
+            else:
+                landed = await transport.send(claimed, self._departs)
+            slots.release(1)
+            if isinstance(landed, Reply):
+                self._unsettled_bytes += len(landed.body)
+            self._landed.append((claimed, landed))
+            self._landing.ring()
+            self._ring()
+
+    def _departs(self, claimed: Claimed) -> None:
+        """Start the minute of a reservation: the request is on its way."""
+        request = claimed.request
+        self._lanes[request.pool].pool.sent((request.tokens,), self._clock.now())
+
+    # --- settle
+
+    async def _settle(self) -> None:
+        while True:
+            await self._landing.wait()
+            landed, self._landed = self._landed, []
+            now = self._clock.now()
+            judged = [(claimed, what, self._judge(claimed, what, now)) for claimed, what in landed]
+            settled = await self._parts.journal.settle([self._settlement(*each) for each in judged])
+            for (claimed, what, verdict), ended in zip(judged, settled, strict=True):
+                self._learn(claimed, what, verdict, ended, now)
+            self._ring()
+            self._end_if_done()
+
+    def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
+        never_left = isinstance(landed, Lost) and not landed.left
+        holds = self._parts.outage.failures if never_left else self._lanes[claimed.request.pool].pool.holds
+        probe = claimed.id in self._probes
+        return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, holds, probe)
+
+    def _settlement(self, claimed: Claimed, landed: Landed, verdict: Verdict) -> Settlement:
+        cost = None
+        if isinstance(verdict, Done):
+            cost = self._parts.prices.cost(claimed.request.model, verdict.usage)
+        return settlement(claimed, landed, verdict, cost)
+
+    def _learn(
+        self, claimed: Claimed, landed: Landed, verdict: Verdict, settled: Settled, now: float
+    ) -> None:
+        """Let the queues and the pools know what became of an attempt."""
+        request, lane = claimed.request, self._lanes[claimed.request.pool]
+        self._parts.tally.add(settled, claimed.number)
+        if isinstance(landed, Reply):
+            self._unsettled_bytes -= len(landed.body)
+            self._parts.outage.answered()
+        if landed.sent_at is None:
+            lane.pool.give_back((request.tokens,))
+        if isinstance(verdict, Hold):
+            self._hold(verdict, lane, now)
+        elif isinstance(verdict, Halt):
+            self.stop(Stop(verdict.error, verdict.reason))
+        probe = claimed.id in self._probes
+        if probe:
+            self._probes.discard(claimed.id)
+            lane.pool.probed()
+        if isinstance(verdict, Done | Fail):
+            self._outstanding -= 1
+            if isinstance(verdict, Done):
+                lane.pool.succeeded()
+            self._stop_if_failing()
+            return
+        due = verdict.due if isinstance(verdict, Again) else now
+        charged = verdict.charged if isinstance(verdict, Again) else probe and landed.sent_at is not None
+        lane.queue.again([(Try(request, claimed.number + 1, claimed.charged + charged), due)])
+        self._queued_bytes += len(request.body)
+
+    def _hold(self, hold: Hold, lane: Lane, now: float) -> None:
+        """Keep a pool, or the whole endpoint, closed until the time that the verdict gives."""
+        if hold.scope == "pool":
+            lane.pool.pause(hold.until, now)
+            return
+        for each in self._lanes.values():
+            each.pool.pause(hold.until, now)
+        outage = self._parts.outage
+        outage.failed(hold.until, now)
+        if outage.too_long(now):
+            reason = f"{hold.message}; nothing has answered for longer than --max-stall: run it again later"
+            self.stop(Stop("stall", reason))
+
+    def _stop_if_failing(self) -> None:
+        tally = self._parts.tally
+        failed = tally.failed - tally.rejected
+        if self._parts.max_failures.exceeded(failed, failed + tally.succeeded + tally.in_doubt):
+            reason = f"{failed} rows have failed, more than --max-failures allows: see the errors file"
+            self.stop(Stop("failures", reason))
+
+    # --- the end
+
+    def _end_if_done(self) -> None:
+        if self._stopping.is_set():
+            done = self._parts.tally.in_flight == 0
+        else:
+            done = self._fed and self._outstanding == 0
+        if done:
+            self._finished.set()
+
+    async def _drain(self) -> None:
+        """Once stopping: give what is in flight its grace, then end it."""
+        await self._stopping.wait()
+        await anyio.sleep(self._parts.grace_s)
+        self.hurry()
+
+    def _ring(self) -> None:
+        for lane in self._lanes.values():
+            lane.bell.ring()
+        self._room.ring()
+
+    def binding(self) -> str:
+        """Name what keeps the flow from being faster now.
+
+        `requests` or `tokens` (a rate limit), `slots`, `server` (a pause), `disk`, or `input`.
+        """
+        if self._unsettled_bytes >= UNSETTLED_BYTES:
+            return "disk"
+        now = self._clock.now()
+        for lane in self._lanes.values():
+            head = next(lane.queue.ready(now), None)
+            if head is not None:
+                if bound := lane.pool.binding(head.request.tokens, now):
+                    return bound
+                return "disk" if self._slots.free else "slots"
+        if any(lane.queue for lane in self._lanes.values()):
+            return "server"
+        return "server" if self._fed else "input"

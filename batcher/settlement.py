@@ -1,0 +1,85 @@
+"""What is written down of an attempt and its rows, made of the reply and its verdict. Pure."""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from batcher.request import REJECTED, Attempt, Claimed, Landed, Outcome, Rejected, Request, Settlement, State
+from batcher.source import batch_line
+from batcher.verdict import Again, Done, Fail, Halt, Hold, Verdict
+
+
+def settlement(claimed: Claimed, landed: Landed, verdict: Verdict, cost_pico_usd: int | None) -> Settlement:
+    """Make the settlement of one attempt; `cost_pico_usd` is what its answer costs, if it is one."""
+    match verdict:
+        case Done():
+            return _answered(claimed, landed, verdict, cost_pico_usd)
+        case Fail():
+            return Settlement(_unanswered(claimed, landed, verdict), _failed(claimed, verdict))
+        case Again() | Hold() | Halt():
+            return Settlement(_unanswered(claimed, landed, verdict))
+    assert_never(verdict)
+
+
+def rejections(items: Sequence[Rejected]) -> list[Outcome]:
+    """Make the ends of lines that can't be requests."""
+    return [
+        Outcome(item.row, "refused", code=REJECTED, message=item.reason, line=item.line) for item in items
+    ]
+
+
+def unsent(request: Request, state: State, code: str, message: str) -> list[Outcome]:
+    """Make the ends of the rows of a request that is never sent."""
+    return [
+        Outcome(row, state, code=code, message=message, line=batch_line(request, row)) for row in request.rows
+    ]
+
+
+def _answered(claimed: Claimed, landed: Landed, done: Done, cost_pico_usd: int | None) -> Settlement:
+    usage = done.usage
+    attempt = Attempt(
+        id=claimed.id,
+        billed="yes",
+        sent_at=landed.sent_at,
+        ended_at=landed.ended_at,
+        status=done.status,
+        request_id=done.request_id,
+        prompt_tokens=0 if usage is None else usage.prompt_tokens,
+        cached_tokens=0 if usage is None else usage.cached_tokens,
+        completion_tokens=0 if usage is None else usage.completion_tokens,
+        cost_pico_usd=cost_pico_usd,
+    )
+    answers = zip(claimed.request.rows, done.answers, strict=True)
+    return Settlement(
+        attempt,
+        tuple(Outcome(row, "done", claimed.id, done.status, done.request_id, body) for row, body in answers),
+    )
+
+
+def _unanswered(claimed: Claimed, landed: Landed, verdict: Fail | Again | Hold | Halt) -> Attempt:
+    return Attempt(
+        id=claimed.id,
+        billed=verdict.billed,
+        sent_at=landed.sent_at,
+        ended_at=landed.ended_at,
+        status=verdict.status,
+        error=verdict.error,
+        request_id=verdict.request_id,
+    )
+
+
+def _failed(claimed: Claimed, fail: Fail) -> tuple[Outcome, ...]:
+    request = claimed.request
+    return tuple(
+        Outcome(
+            row,
+            fail.state,
+            claimed.id,
+            fail.status,
+            fail.request_id,
+            fail.body,
+            fail.error,
+            fail.message,
+            batch_line(request, row),
+        )
+        for row in request.rows
+    )

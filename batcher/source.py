@@ -1,0 +1,240 @@
+"""The job file: read in blocks, parsed in groups, never held in memory as a whole."""
+
+import gzip
+import io
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import anyio
+import anyio.to_thread
+import orjson
+
+from batcher.errors import ConfigurationError, JobFileError
+from batcher.money.cost import worst_cost
+from batcher.money.prices import PriceBook
+from batcher.parse import Draft, parse, rejected
+from batcher.request import Rejected, Request, Row
+from batcher.store.seen import Seen
+from batcher.tokens import estimate
+
+#: So much is read at a time, in bytes.
+_BLOCK = 1 << 20
+#: So many lines are parsed and matched at a time: few enough not to hold the loop up.
+_GROUP = 256
+
+
+class Requests:
+    """Makes requests of drafts: their keys, their pool, their reserve.
+
+    Args:
+        namespace: what idempotency keys are made with (`Journal.namespace`).
+        pool_of: model -> the name of its pool, of the models that have one of their own.
+        shared_pool: the pool of every other model.
+        book: the prices that bound what each can cost.
+    """
+
+    def __init__(self, namespace: str, pool_of: Mapping[str, str], shared_pool: str, book: PriceBook) -> None:
+        self._keyed = blake2b(namespace.encode(), digest_size=16)
+        self._pool_of = pool_of
+        self._shared_pool = shared_pool
+        self._book = book
+
+    def request(self, draft: Draft, row_key: bytes) -> Request:
+        """Make the request of one row."""
+        size = estimate(draft.url, draft.fields)
+        keyed = self._keyed.copy()
+        keyed.update(b"%b\0%b\0%b" % (draft.url.encode(), row_key, draft.body))
+        return Request(
+            rows=(Row(draft.seq, row_key, draft.custom_id),),
+            key=keyed.hexdigest(),
+            pool=self._pool_of.get(draft.model, self._shared_pool),
+            model=draft.model,
+            path=draft.url,
+            body=draft.body,
+            tokens=size.tokens,
+            worst_cost_pico_usd=worst_cost(self._book, draft.model, draft.fields, len(draft.body), size),
+        )
+
+
+class Source:
+    """The rows of a job file, as groups of requests and rejected lines.
+
+    Args:
+        path: the job file (JSON Lines, also `.gz` and `.zst`), or `-` for standard input.
+        limit: read no more than this many rows.
+    """
+
+    def __init__(self, path: str, limit: int | None = None) -> None:
+        self._lines = Lines(path)
+        self._limit = limit
+        #: Rows read so far: lines that are not blank.
+        self.count = 0
+        #: The number of the last line read.
+        self.last_seq = 0
+        #: Whether the file has been read to its end.
+        self.ended = False
+
+    async def groups(self, requests: Requests) -> AsyncGenerator[list[Request | Rejected], None]:
+        """Yield every row, in the order of the file.
+
+        Raises:
+            JobFileError: the file can't be read, or ends inside its compression.
+        """
+        with Seen() as seen:
+            async for lines in self._groups_of_lines():
+                if lines:
+                    yield _identify([parse(line, seq) for seq, line in lines], lines, seen, requests)
+
+    async def _groups_of_lines(self) -> AsyncIterator[list[tuple[int, bytes]]]:
+        group: list[tuple[int, bytes]] = []
+        async for block in self._lines.blocks():
+            for raw in block:
+                if self._limit is not None and self.count >= self._limit:
+                    yield group
+                    return
+                self.last_seq += 1
+                line = raw.strip()
+                if not line:
+                    continue
+                self.count += 1
+                group.append((self.last_seq, line))
+                if len(group) == _GROUP:
+                    yield group
+                    group = []
+        yield group
+        self.ended = True
+
+    async def count_rest(self) -> int:
+        """Count the rows of the whole file, reading on from where `groups` has stopped.
+
+        Of standard input only what has been read counts: the rest may never come.
+        """
+        if self.ended or self._lines.is_stdin:
+            return self.count
+        return await anyio.to_thread.run_sync(count_rows, self._lines.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+def _identify(
+    parsed: Sequence[Draft | Rejected], lines: Sequence[tuple[int, bytes]], seen: Seen, requests: Requests
+) -> list[Request | Rejected]:
+    """Give each row its key, and reject names that are used twice."""
+    names = [(draft.custom_id, draft.seq) for draft in parsed if isinstance(draft, Draft)]
+    repeated = seen.repeated(names) if names else {}
+    group: list[Request | Rejected] = []
+    for item, (seq, line) in zip(parsed, lines, strict=True):
+        if isinstance(item, Rejected):
+            group.append(item)
+        elif seq in repeated:
+            why = (
+                f"custom_id {item.custom_id!r} is used by line {repeated[seq]} already: names must be unique"
+            )
+            group.append(rejected(line, seq, why, {"custom_id": item.custom_id}))
+        else:
+            group.append(requests.request(item, _key(item, seen)))
+    return group
+
+
+def _key(draft: Draft, seen: Seen) -> bytes:
+    """Return the row's key: of its name and what it asks for, or, without a name, of that and how often."""
+    digest = draft.digest()
+    if draft.named:
+        return digest
+    occurrence = seen.occurrence(digest)
+    return blake2b(b"%b %d" % (digest, occurrence), digest_size=16).digest()
+
+
+def batch_line(request: Request, row: Row) -> bytes:
+    """Return a row of a request in the Batch input form: a line that runs again as the same row."""
+    head = orjson.dumps({"custom_id": row.custom_id, "method": "POST", "url": request.path})
+    return b'%b,"body":%b}' % (head[:-1], request.body)
+
+
+class Lines:
+    """The lines of a file, a block of them at a time; reading happens in a thread."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.is_stdin = path == "-"
+        self._file: BinaryIO | None = None
+        self._rest: list[bytes] = []
+
+    async def blocks(self) -> AsyncIterator[list[bytes]]:
+        """Yield the lines of each block read, without their ends."""
+        self._file = await anyio.to_thread.run_sync(self._open)
+        first = True
+        while data := await anyio.to_thread.run_sync(self._read, abandon_on_cancel=self.is_stdin):
+            if first:
+                data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+            yield self._split(data)
+        if self._rest:
+            yield [b"".join(self._rest)]
+            self._rest = []
+
+    def _split(self, data: bytes) -> list[bytes]:
+        """Cut a block into lines; what follows the last line break waits for the next block."""
+        lines = data.split(b"\n")
+        self._rest.append(lines[0])
+        if len(lines) == 1:
+            return []
+        lines[0] = b"".join(self._rest)
+        self._rest = [lines.pop()]
+        return lines
+
+    def _open(self) -> BinaryIO:
+        try:
+            return sys.stdin.buffer if self.is_stdin else open_job(Path(self.path))
+        except OSError as error:
+            message = f"{self.path} can't be read: {error.strerror}"
+            raise JobFileError(message) from error
+
+    def _read(self) -> bytes:
+        reader = cast("io.BufferedReader", self._file)
+        try:
+            return reader.read1(_BLOCK) if self.is_stdin else reader.read(_BLOCK)
+        except (OSError, EOFError, ValueError) as error:
+            message = f"{self.path} can't be read on: {error}; the rows before are kept"
+            raise JobFileError(message) from error
+
+    def close(self) -> None:
+        """Close the file; standard input is left to the process."""
+        if self._file is not None and not self.is_stdin:
+            self._file.close()
+
+
+def open_job(path: Path) -> BinaryIO:
+    """Open a job file for reading bytes, uncompressed.
+
+    Raises:
+        ConfigurationError: it is compressed in a way that needs an extra that is not installed.
+        OSError: it can't be opened.
+    """
+    if path.suffix == ".gz":
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            message = f"{path} needs the zst extra: pip install 'batcher-openai[zst]'"
+            raise ConfigurationError(message) from None
+        return cast("BinaryIO", io.BufferedReader(zstandard.open(path, "rb"), _BLOCK))
+    return path.open("rb")
+
+
+def count_rows(path: str) -> int:
+    """Count the rows of a job file: the lines that are not blank.
+
+    Raises:
+        JobFileError: it can't be read to its end.
+    """
+    try:
+        with open_job(Path(path)) as file:
+            return sum(1 for line in file if not line.isspace())
+    except (OSError, EOFError) as error:
+        raise JobFileError(f"{path} can't be read to its end: {error}") from error

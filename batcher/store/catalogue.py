@@ -1,0 +1,56 @@
+"""The named statements of `queries.sql`."""
+
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+#: Marks a SQLite file as ours: "btcr" (`PRAGMA application_id`).
+APPLICATION_ID: Final = 0x62746372
+#: The version of `schema.sql` (`PRAGMA user_version`).
+SCHEMA_VERSION: Final = 1
+
+#: One statement takes so many values at most: SQLite's own bound is 32,766 since 3.32.
+MAX_VALUES: Final = 30_000
+
+_NAME = re.compile(r"^-- name: (\w+)\n((?:--.*\n)+)", re.MULTILINE)
+
+
+def schema() -> str:
+    """Return the statements that make a store."""
+    return files("batcher.store").joinpath("schema.sql").read_text("utf-8")
+
+
+@cache
+def queries() -> dict[str, str]:
+    """Return every statement by its name."""
+    text = files("batcher.store").joinpath("queries.sql").read_text("utf-8")
+    parts = _NAME.split(text)[1:]
+    return {name: sql.strip().rstrip(";") for name, sql in zip(parts[::3], parts[2::3], strict=True)}
+
+
+def query(name: str) -> str:
+    """Return one statement."""
+    return queries()[name]
+
+
+def many(name: str, count: int) -> str:
+    """Return the statement with its list of values, `(?, ?)` or `(?)`, repeated for `count` of them.
+
+    One statement that writes a group runs without the interpreter's lock; a group of statements would ask
+    for the lock between any two of them.
+    """
+    sql = query(name)
+    start = sql.rindex("(?")
+    end = sql.index(")", start) + 1
+    values = sql[start:end]
+    if sql[:start].rstrip().endswith(" IN"):
+        return f"{sql[:start]}({', '.join('?' * count)}){sql[end:]}"
+    return sql[:start] + ", ".join([values] * count) + sql[end:]
+
+
+@cache
+def width(name: str) -> int:
+    """Return how many values one row of the statement's list takes."""
+    sql = query(name)
+    return sql[sql.rindex("(?") :].split(")", 1)[0].count("?")
