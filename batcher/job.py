@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -41,6 +41,29 @@ _IDLE_S: Final[Mapping[Delivery, float]] = {"at-least-once": 4.0, "at-most-once"
 
 #: Called once the loop is about to run, with its counters; what it returns is called when it has ended.
 Watch: TypeAlias = Callable[[Loop, Tally], Callable[[], None]]
+
+
+async def run(job: str | os.PathLike[str], **options: Any) -> Summary:  # noqa: ANN401  Options checks them
+    """Run a job as `batcher run JOB` does, without its progress line; return how it stands.
+
+    `options` are the fields of `batcher.Options`. Credentials come from the environment and `.env`, as for
+    the command. In the main thread SIGINT and SIGTERM stop the run in order; cancelling it leaves what is in
+    flight in doubt, and nothing that was settled is lost.
+
+    Raises:
+        BatcherError: the job can't begin (see `batcher.errors`). Once it runs, what stops it is in the
+            summary: `stopped`.
+    """
+    return await run_job(Options(job=os.fspath(job), **options), environment())
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment, with what `.env` in this folder or above adds to it."""
+    from dotenv import dotenv_values, find_dotenv
+
+    file = find_dotenv(usecwd=True)
+    added = {name: value for name, value in dotenv_values(file).items() if value is not None} if file else {}
+    return {**added, **os.environ}
 
 
 async def run_job(
@@ -204,12 +227,13 @@ def _check_file_limit(max_inflight: int) -> None:
         )
 
 
-def status(job: str, store: Path | None = None) -> Summary:
+def status(job: str | os.PathLike[str], store: Path | None = None) -> Summary:
     """Say how a job stands, from its store alone: also beside a run that is going on.
 
     Raises:
         StoreError: there is no store, or it can't be read.
     """
+    job = os.fspath(job)
     contents = reader.read(Paths.of(job, store).store)
     rows = contents.line_count
     if rows is None:

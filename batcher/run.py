@@ -42,7 +42,7 @@ from batcher.settlement import rejections, settlement, unsent
 from batcher.source import Requests, Source
 from batcher.store.journal import Journal
 from batcher.tally import Tally
-from batcher.verdict import Again, Done, Fail, Halt, Hold, Policy, Verdict, judge
+from batcher.verdict import Again, Done, Fail, Halt, Hold, Policy, Standing, Verdict, judge
 
 #: The reader stops while so many requests, or so many bytes of them, wait to be sent.
 LOOK_AHEAD_REQUESTS: Final = 10_000
@@ -306,8 +306,8 @@ class Loop:
     def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
         never_left = isinstance(landed, Lost) and not landed.left
         holds = self._parts.outage.failures if never_left else self._lanes[claimed.request.pool].pool.holds
-        probe = claimed.id in self._probes
-        return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, holds, probe)
+        standing = Standing(holds, claimed.id in self._probes)
+        return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, standing)
 
     def _settlement(self, claimed: Claimed, landed: Landed, verdict: Verdict) -> Settlement:
         cost = None
@@ -329,7 +329,7 @@ class Loop:
         if isinstance(verdict, Hold):
             self._hold(verdict, lane, now)
         elif isinstance(verdict, Halt):
-            self.stop(Stop(verdict.error, verdict.reason))
+            self.stop(Stop(verdict.error, verdict.message))
         probe = claimed.id in self._probes
         if probe:
             self._probes.discard(claimed.id)

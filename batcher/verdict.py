@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, assert_never
 
 import msgspec
 
@@ -75,6 +75,16 @@ class Policy:
     at_most_once: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How things stood when an attempt was sent."""
+
+    #: Holds of its pool, or of the endpoint, since something last succeeded: the backoff grows with them.
+    holds: int = 0
+    #: Whether it went first after a pause: only then is a refusal for rate charged to it.
+    probe: bool = False
+
+
 class Done(msgspec.Struct, frozen=True, gc=False):
     """The answer is in."""
 
@@ -128,7 +138,7 @@ class Halt(msgspec.Struct, frozen=True, gc=False):
     """No request of this job can succeed: stop; this row stays pending."""
 
     error: str
-    reason: str
+    message: str
     billed: Billed
     status: int | None = None
     request_id: str | None = None
@@ -138,27 +148,27 @@ Verdict: TypeAlias = Done | Fail | Again | Hold | Halt
 
 
 def judge(
-    claimed: Claimed,
-    landed: Landed,
-    now: float,
-    chance: float,
-    policy: Policy,
-    holds: int = 0,
-    probe: bool = False,
+    claimed: Claimed, landed: Landed, now: float, chance: float, policy: Policy, standing: Standing
 ) -> Verdict:
-    """Decide what becomes of an attempt.
-
-    `chance` is a random number from 0 to 1 that spreads retries. `holds` is how often the request's pool,
-    or the endpoint for what never left, has been held since something last succeeded: the backoff grows
-    with it. `probe` says that it went first after a pause: only then is a refusal for rate charged.
-    """
+    """Decide what becomes of an attempt; `chance` is a random number from 0 to 1 that spreads retries."""
+    case = _Case(claimed, now, chance, policy, standing)
     if isinstance(landed, Lost):
         rule = _BY_MATCH["lost" if landed.left else "never left", None]
-        return _apply(rule, claimed, now, chance, policy, holds, probe, _Said(landed.reason))
+        return _apply(rule, _Said(landed.reason), case)
     if 200 <= landed.status < 300:
-        return _judge_success(claimed, landed, now, chance, policy)
+        return _judge_success(landed, case)
     said = _read_error(landed)
-    return _apply(_find(landed.status, said), claimed, now, chance, policy, holds, probe, said)
+    return _apply(_find(landed.status, said), said, case)
+
+
+class _Case(NamedTuple):
+    """What a verdict depends on besides what came back."""
+
+    claimed: Claimed
+    now: float
+    chance: float
+    policy: Policy
+    standing: Standing
 
 
 class _Said(NamedTuple):
@@ -181,35 +191,35 @@ def _find(status: int, said: _Said) -> Rule:
     return _BY_MATCH["other", None]
 
 
-def _apply(
-    rule: Rule,
-    claimed: Claimed,
-    now: float,
-    chance: float,
-    policy: Policy,
-    holds: int,
-    probe: bool,
-    said: _Said,
-) -> Verdict:
+def _apply(rule: Rule, said: _Said, case: _Case) -> Verdict:
     message = f"{rule.meaning}: {said.message}" if said.message else rule.meaning
     facts = (rule.error, message, rule.billed, said.status, said.request_id)
-    if rule.billed == "maybe" and policy.at_most_once:
+    if rule.billed == "maybe" and case.policy.at_most_once:
         return Fail("in_doubt", *facts, said.body)
-    if rule.action == "halt":
-        return Halt(rule.error, message, rule.billed, said.status, said.request_id)
-    if rule.action == "fail":
-        return Fail("refused", *facts, said.body)
-    if rule.action == "hold endpoint":
-        return Hold("endpoint", now + backoff_s(holds + 1, chance), *facts)
+    match rule.action:
+        case "halt":
+            return Halt(*facts)
+        case "fail":
+            return Fail("refused", *facts, said.body)
+        case "hold endpoint":
+            return Hold("endpoint", case.now + backoff_s(case.standing.holds + 1, case.chance), *facts)
+        case "again" | "hold pool":
+            return _apply_again(rule, said, case, message)
+    assert_never(rule.action)
+
+
+def _apply_again(rule: Rule, said: _Said, case: _Case, message: str) -> Verdict:
+    now, chance, policy, charged_before = case.now, case.chance, case.policy, case.claimed.charged
     # A server that says when to come back speaks for the whole pool, whatever the status.
     holding = rule.action == "hold pool" or (said.status == 503 and said.wait_s is not None)
-    charged = probe or not holding
-    if charged and claimed.charged + 1 >= policy.max_attempts:
+    charged = case.standing.probe or not holding
+    if charged and charged_before + 1 >= policy.max_attempts:
         attempts = f"{policy.max_attempts} attempts, the last: {message}"
         return Fail("exhausted", rule.error, attempts, rule.billed, said.status, said.request_id, said.body)
     if holding:
-        return Hold("pool", now + _pause_s(said.wait_s, holds, chance), *facts)
-    wait_s = max(backoff_s(claimed.charged + 1, chance), said.wait_s or 0.0)
+        until = now + _pause_s(said.wait_s, case.standing.holds, chance)
+        return Hold("pool", until, rule.error, message, rule.billed, said.status, said.request_id)
+    wait_s = max(backoff_s(charged_before + 1, chance), said.wait_s or 0.0)
     return Again(now + wait_s, charged, rule.error, rule.billed, said.status, said.request_id)
 
 
@@ -293,33 +303,35 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Completion(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+class _Billed(msgspec.Struct, gc=False, kw_only=True):
     usage: WireUsage | None = None
     service_tier: str | None = None
 
 
-class _Response(msgspec.Struct, gc=False):
-    output: msgspec.Raw
+class _Completion(_Billed, gc=False):
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+
+
+class _Response(_Billed, gc=False):
+    output: list[msgspec.Raw]
     status: str | None = None
-    usage: WireUsage | None = None
-    service_tier: str | None = None
 
 
-class _Embeddings(msgspec.Struct, gc=False):
-    data: msgspec.Raw
-    usage: WireUsage | None = None
-    service_tier: str | None = None
+class _Embeddings(_Billed, gc=False):
+    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 
 
-class _Moderations(msgspec.Struct, gc=False):
-    results: msgspec.Raw
-    usage: WireUsage | None = None
-    service_tier: str | None = None
+class _Moderations(_Billed, gc=False):
+    results: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 
+
+_Answer: TypeAlias = _Completion | _Response | _Embeddings | _Moderations
+
+#: States of a response that is not an answer; `incomplete` is one, cut off by its output limit.
+_NOT_COMPLETED = frozenset({"failed", "queued", "in_progress", "cancelled"})
 
 #: What a success must hold, per endpoint: decoding checks the whole of it and builds only these few fields.
-_DECODERS: Mapping[str, msgspec.json.Decoder[_Completion | _Response | _Embeddings | _Moderations]] = {
+_DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
     "/v1/chat/completions": msgspec.json.Decoder(_Completion),
     "/v1/completions": msgspec.json.Decoder(_Completion),
     "/v1/responses": msgspec.json.Decoder(_Response),
@@ -328,17 +340,21 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[_Completion | _Response | _Embeddin
 }
 
 
-def _judge_success(claimed: Claimed, reply: Reply, now: float, chance: float, policy: Policy) -> Verdict:
-    body = _one_line(reply.body)
+def _judge_success(reply: Reply, case: _Case) -> Verdict:
+    body, path = _one_line(reply.body), case.claimed.request.path
     try:
-        answer = _DECODERS[claimed.request.path].decode(body)
         if not body.isascii():
             body.decode()
+        try:
+            answer: _Answer = _DECODERS[path].decode(body)
+        except msgspec.ValidationError:
+            # A paid answer is not lost over a field that only the bill wants.
+            answer = _decode_leniently(path, body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return _invalid(claimed, reply, now, chance, policy, str(error))
-    if isinstance(answer, _Response) and answer.status in ("failed", "queued", "in_progress", "cancelled"):
-        return _invalid(claimed, reply, now, chance, policy, f"its status is {answer.status}")
-    if answer.usage is not None:
+        return _invalid(str(error), reply, body, case)
+    if isinstance(answer, _Response) and answer.status in _NOT_COMPLETED:
+        return _invalid(f"its status is {answer.status}", reply, body, case)
+    if isinstance(answer.usage, WireUsage):
         usage = answer.usage.normalise(answer.service_tier)
     else:
         # Moderations report no usage, and none is billed.
@@ -346,7 +362,16 @@ def _judge_success(claimed: Claimed, reply: Reply, now: float, chance: float, po
     return Done(reply.status, reply.header(b"x-request-id"), (body,), usage)
 
 
-def _invalid(claimed: Claimed, reply: Reply, now: float, chance: float, policy: Policy, what: str) -> Verdict:
-    body = _json_or_none(_one_line(reply.body))
-    said = _Said(what, None, None, reply.status, reply.header(b"x-request-id"), body)
-    return _apply(_BY_MATCH["invalid", None], claimed, now, chance, policy, 0, False, said)
+def _decode_leniently(path: str, body: bytes) -> "_Answer":
+    """Decode an answer whose usage or tier can't be what they are named, and drop those two."""
+    fields = msgspec.json.decode(body)
+    if type(fields) is dict:
+        fields.pop("usage", None)
+        fields.pop("service_tier", None)
+    answer: _Answer = msgspec.convert(fields, _DECODERS[path].type)
+    return answer
+
+
+def _invalid(what: str, reply: Reply, body: bytes, case: _Case) -> Verdict:
+    said = _Said(what, None, None, reply.status, reply.header(b"x-request-id"), _json_or_none(body))
+    return _apply(_BY_MATCH["invalid", None], said, case)

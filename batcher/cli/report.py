@@ -1,6 +1,5 @@
 """What the commands share: running a job under a progress line, and printing how it stands."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -11,22 +10,13 @@ import orjson
 
 from batcher.clock import SystemClock
 from batcher.errors import JobFileError
-from batcher.job import run_job
+from batcher.job import environment, run_job
 from batcher.options import Options, Paths
 from batcher.progress import watch
 from batcher.run import Loop
 from batcher.source import count_rows
 from batcher.summary import ModelSummary, Summary
 from batcher.tally import Tally
-
-
-def environment() -> Mapping[str, str]:
-    """Return the environment, with what `.env` in this folder or above adds to it."""
-    from dotenv import dotenv_values, find_dotenv
-
-    file = find_dotenv(usecwd=True)
-    added = {name: value for name, value in dotenv_values(file).items() if value is not None} if file else {}
-    return {**added, **os.environ}
 
 
 def run_with_progress(options: Options, *, quiet: bool, environ: Mapping[str, str] | None = None) -> Summary:
@@ -54,6 +44,12 @@ def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool)
     if as_json:
         click.echo(orjson.dumps(summary.to_dict()))
     if not quiet:
+        already = f"; {summary.already_done:,} rows were done before" if summary.already_done else ""
+        click.echo(
+            f"this run  {summary.requests:,} requests in {summary.elapsed_s:,.1f} s, "
+            f"{summary.retries:,} of them retries{already}",
+            err=True,
+        )
         for line in describe(summary):
             click.echo(line, err=True)
         click.echo(f"results   {paths.output}", err=True)
@@ -67,11 +63,7 @@ def describe(summary: Summary) -> list[str]:
     """Say how a job stands, in a few lines."""
     others = (("failed", summary.failed), ("in doubt", summary.in_doubt), ("pending", summary.pending))
     counts = [f"{summary.succeeded:,} succeeded", *(f"{count:,} {name}" for name, count in others if count)]
-    already = f" ({summary.already_done:,} before this run)" if summary.already_done else ""
-    lines = [
-        f"rows      {summary.rows:,}: {', '.join(counts)}{already}",
-        f"requests  {summary.requests:,} in {summary.elapsed_s:,.1f} s, {summary.retries:,} of them retries",
-    ]
+    lines = [f"rows      {summary.rows:,}: {', '.join(counts)}"]
     if summary.by_model:
         lines += _table(summary.by_model)
     return [*lines, f"bill      {_bill(summary)}"]

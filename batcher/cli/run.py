@@ -11,56 +11,46 @@ if TYPE_CHECKING:
     from batcher.retry import MaxFailures
 
 _PATH = click.Path(path_type=Path)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class _LimitType(click.ParamType["tuple[str, Limit]"]):
-    """`MODEL=RPM/TPM`; either number may be left out."""
+def _limits(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> "dict[str, Limit]":
+    """Read `MODEL=RPM/TPM`; either number may be left out."""
+    from batcher.limits.pool import Limit
 
-    name = "MODEL=RPM/TPM"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> "tuple[str, Limit]":  # noqa: ANN401  click's own
-        from batcher.limits.pool import Limit
-
+    limits = {}
+    for value in values:
         model, equals, numbers = value.rpartition("=")
-        rpm, _, tpm = numbers.partition("/")
+        rpm, _slash, tpm = numbers.partition("/")
         if not equals or not model or not all(part.isdigit() or not part for part in (rpm, tpm)):
-            self.fail(f"{value!r} is not MODEL=RPM/TPM, such as gpt-4o-mini=500/200000", param, ctx)
-        return model, Limit(int(rpm) if rpm else None, int(tpm) if tpm else None)
+            message = f"{value!r} is not MODEL=RPM/TPM, such as gpt-4o-mini=500/200000"
+            raise click.BadParameter(message, param=param)
+        limits[model] = Limit(int(rpm) if rpm else None, int(tpm) if tpm else None)
+    return limits
 
 
-class _MaxFailuresType(click.ParamType["MaxFailures"]):
-    """A number of rows, or a share of them."""
+def _max_failures(_: click.Context, param: click.Parameter, value: str) -> "MaxFailures":
+    """Read a number of rows, or a share of them."""
+    from batcher.retry import MaxFailures
 
-    name = "N|P%"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> "MaxFailures":  # noqa: ANN401  click's own
-        from batcher.retry import MaxFailures
-
-        if isinstance(value, MaxFailures):
-            return value
-        number = value.removesuffix("%")
-        if number.isdigit() and int(number) > 0:
-            if number == value:
-                return MaxFailures(count=int(number))
-            if int(number) <= 100:
-                return MaxFailures(share=int(number) / 100)
-        self.fail(f"{value!r} is neither a number of rows (10) nor a share of them (5%)", param, ctx)
+    number = value.removesuffix("%")
+    if number.isdigit() and int(number) > 0:
+        if number == value:
+            return MaxFailures(count=int(number))
+        if int(number) <= 100:
+            return MaxFailures(share=int(number) / 100)
+    message = f"{value!r} is neither a number of rows (10) nor a share of them (5%)"
+    raise click.BadParameter(message, param=param)
 
 
-class _SecondsType(click.ParamType[float]):
-    """Seconds: `90`, or with a unit `90s`, `30m`, `2h`."""
-
-    name = "SECONDS"
-    _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # noqa: RUF012  a constant table
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: ANN401  click's own
-        if isinstance(value, float):
-            return value
-        unit = self._UNITS.get(value[-1:])
-        try:
-            return float(value if unit is None else value[:-1]) * (unit or 1.0)
-        except ValueError:
-            self.fail(f"{value!r} is not a time: give seconds, or 30m, or 2h", param, ctx)
+def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
+    """Read a time: `90` or `90s`, `30m`, `2h`."""
+    unit = _UNITS.get(value[-1:])
+    try:
+        return float(value if unit is None else value[:-1]) * (unit or 1.0)
+    except ValueError:
+        message = f"{value!r} is not a time: give seconds, or 30m, or 2h"
+        raise click.BadParameter(message, param=param) from None
 
 
 @click.command()
@@ -78,15 +68,17 @@ class _SecondsType(click.ParamType[float]):
 @click.option(
     "--limit",
     "limits",
-    type=_LimitType(),
+    callback=_limits,
+    metavar="MODEL=RPM/TPM",
     multiple=True,
     help="Give a model limits of its own. May be repeated.",
 )
 @click.option(
     "--burst",
     "burst_s",
-    type=_SecondsType(),
-    default=0.25,
+    callback=_seconds,
+    metavar="SECONDS",
+    default="0.25",
     show_default=True,
     help="How far ahead of its even rate the flow may run.",
 )
@@ -104,8 +96,9 @@ class _SecondsType(click.ParamType[float]):
 @click.option(
     "--timeout",
     "timeout_s",
-    type=_SecondsType(),
-    default=300.0,
+    callback=_seconds,
+    metavar="SECONDS",
+    default="300",
     show_default=True,
     help="A request's total time.",
 )
@@ -120,7 +113,8 @@ class _SecondsType(click.ParamType[float]):
 @click.option("--retry-in-doubt", is_flag=True, help="Run the rows again that ended in doubt.")
 @click.option(
     "--max-failures",
-    type=_MaxFailuresType(),
+    callback=_max_failures,
+    metavar="N|P%",
     default="50%",
     show_default=True,
     help="Stop when so many rows have failed; a share is looked at after 200.",
@@ -128,16 +122,18 @@ class _SecondsType(click.ParamType[float]):
 @click.option(
     "--max-stall",
     "max_stall_s",
-    type=_SecondsType(),
-    default=1800.0,
+    callback=_seconds,
+    metavar="SECONDS",
+    default="30m",
     show_default=True,
     help="Stop when nothing has answered for so long.",
 )
 @click.option(
     "--grace",
     "grace_s",
-    type=_SecondsType(),
-    default=30.0,
+    callback=_seconds,
+    metavar="SECONDS",
+    default="30",
     show_default=True,
     help="How long what is in flight may take to land when the run is stopped.",
 )
@@ -155,7 +151,6 @@ def command(
     job: str,
     as_json: bool,
     quiet: bool,
-    limits: "tuple[tuple[str, Limit], ...]",
     **options: Any,  # noqa: ANN401  the fields of Options, as declared above
 ) -> None:
     r"""Send every row of JOB that is not settled yet; write the results, the errors and the bill.
@@ -170,7 +165,7 @@ def command(
     from batcher.cli.report import print_summary, run_with_progress
     from batcher.options import Options, Paths
 
-    given = Options(job=job, limits=dict(limits), **options)
+    given = Options(job=job, **options)
     summary = run_with_progress(given, quiet=quiet)
     paths = Paths.of(job, given.store, given.output, given.errors)
     print_summary(summary, paths, as_json=as_json, quiet=quiet)

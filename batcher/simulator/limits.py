@@ -132,10 +132,8 @@ class ModelLimits:
         kind: type[Bucket] | type[SlidingWindow] = Bucket if window == "bucket" else SlidingWindow
         self._requests: Budget | None = kind(rpm) if rpm else None
         self._tokens: Budget | None = kind(tpm) if tpm else None
-        self._patterns: list[tuple[Budget, bytes]] = []
-        for budget, name in ((self._requests, b"requests"), (self._tokens, b"tokens")):
-            if budget:
-                self._patterns.append((budget, _lines(budget.limit, name)))
+        self._budgets = [budget for budget in (self._requests, self._tokens) if budget]
+        self._pattern = (_lines(rpm, b"requests") if rpm else b"") + (_lines(tpm, b"tokens") if tpm else b"")
         self._now = 0.0
 
     def take(self, tokens: int, now: float) -> Over | None:
@@ -157,16 +155,15 @@ class ModelLimits:
     def headers(self, now: float) -> bytes:
         """Return the `x-ratelimit-*` header lines, of the budgets that there are."""
         self._pass_to(now)
-        lines = b""
-        for budget, pattern in self._patterns:
-            remaining = int(budget.remaining + SLACK)
-            lines += pattern % (max(0, remaining), duration(budget.reset_s()))
-        return lines
+        values: list[int | bytes] = []
+        for budget in self._budgets:
+            values += int(budget.remaining + SLACK), duration(budget.reset_s())
+        return self._pattern % tuple(values)
 
     def _pass_to(self, now: float) -> None:
         if now != self._now:
             self._now = now
-            for budget, _ in self._patterns:
+            for budget in self._budgets:
                 budget.pass_to(now)
 
 

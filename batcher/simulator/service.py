@@ -78,12 +78,12 @@ class Service:
         self, method: str, target: bytes, key: str | None, credential: bytes | None, body: bytes
     ) -> bytes | Work:
         """Take a request; return its reply where nothing is left to decide."""
-        path, query = _path_and_query(target)
+        path, query, prefix = _split(target)
         if method == "GET" and path == "/ledger":
             entries = "entries=1" in query.split("&")
             return reply(200, b"ledger", self._ledger.as_json(entries=entries))
         self._ledger.requests += 1
-        digest = blake2b(b"%b\n%b" % (path.encode(), body), digest_size=16).digest()
+        digest = blake2b(prefix + body, digest_size=16).digest()
         if self._credential and credential != self._credential:
             message = "Incorrect API key provided." if credential else "You didn't provide an API key."
             return self._refuse(401, digest, message, code="invalid_api_key")
@@ -214,9 +214,10 @@ class Service:
 
 
 @functools.lru_cache(maxsize=256)
-def _path_and_query(target: bytes) -> tuple[str, str]:
+def _split(target: bytes) -> tuple[str, str, bytes]:
+    """Return the target's path, its query, and what the digest of its requests begins with."""
     path, _, query = target.decode("latin-1").partition("?")
-    return path, query
+    return path, query, path.encode() + b"\n"
 
 
 def _wait_lines(seconds: float) -> bytes:

@@ -44,7 +44,7 @@ def many(name: str, count: int) -> str:
     start = sql.rindex("(?")
     end = sql.index(")", start) + 1
     values = sql[start:end]
-    if sql[:start].rstrip().endswith(" IN"):
+    if sql[:start].endswith(" IN "):
         return f"{sql[:start]}({', '.join('?' * count)}){sql[end:]}"
     return sql[:start] + ", ".join([values] * count) + sql[end:]
 

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
-import aiosqlite
 import anyio
 import msgspec
 from filelock import FileLock
@@ -21,6 +20,7 @@ from batcher.errors import StoreError, StoreWriteError
 from batcher.request import Claimed, Outcome, Row, Settled, Settlement, State, Try
 from batcher.store import file
 from batcher.store.catalogue import MAX_VALUES, many, query, width
+from batcher.store.connection import Connect, Connection, connect
 
 #: The order in which a group is written: what is referred to comes first.
 _TABLES: Final = ("insert_rows", "insert_attempts", "insert_settlements", "insert_outcomes")
@@ -51,7 +51,7 @@ class Journal:
         StoreWriteError: the disk refused; what had been committed is kept, and nothing of the group is.
     """
 
-    def __init__(self, db: aiosqlite.Connection, lock: FileLock, opening: Opening, clock: Clock) -> None:
+    def __init__(self, db: Connection, lock: FileLock, opening: Opening, clock: Clock) -> None:
         self._db = db
         self._lock = lock
         self._opening = opening
@@ -65,7 +65,7 @@ class Journal:
         self._walked = 0
 
     @classmethod
-    async def open(cls, opening: Opening, clock: Clock) -> Self:
+    async def open(cls, opening: Opening, clock: Clock, connect: Connect = connect) -> Self:
         """Make or open the store, lock it, and settle what a dead process left in flight.
 
         Raises:
@@ -79,7 +79,7 @@ class Journal:
         try:
             if file.is_new(path):
                 file.make(path, opening.namespace or clock.token(), opening.base_url, clock.wall())
-            db = await aiosqlite.connect(path, isolation_level=None, cached_statements=16)
+            db = await connect(path)
         except BaseException:
             lock.release()
             raise
@@ -190,8 +190,9 @@ class Journal:
         async with self._shielded():
             await self._execute("BEGIN IMMEDIATE", ())
             await self._execute(many("detach_rows", len(leaving)), leaving)
-            for row in arrived:
-                await self._execute(query("attach_row"), (row.seq, row.custom_id, self._ids[row.seq]))
+            if arrived:
+                places = [value for row in arrived for value in (self._ids[row.seq], row.seq, row.custom_id)]
+                await self._execute(many("attach_rows", len(arrived)), places)
             await self._execute("COMMIT", ())
 
     def _insert(self, rows: Sequence[Row]) -> None:

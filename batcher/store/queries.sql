@@ -53,9 +53,10 @@ UPDATE rows SET seq = NULL WHERE id IN (?);
 -- The file ended before this line: what was on later ones is no longer in it.
 UPDATE rows SET seq = NULL WHERE seq > ?;
 
--- name: attach_row
--- This known row is on this line now, and goes by this name.
-UPDATE rows SET seq = ?, custom_id = ? WHERE id = ?;
+-- name: attach_rows
+-- These known rows are on these lines now, and go by these names.
+WITH moved (row, line, name) AS (VALUES (?, ?, ?))
+UPDATE rows SET seq = moved.line, custom_id = moved.name FROM moved WHERE rows.id = moved.row;
 
 -- name: insert_rows
 -- Rows that were not known.

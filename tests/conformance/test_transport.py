@@ -170,7 +170,7 @@ async def test_each_of_many_at_once_gets_its_own_reply(rig):
 )
 async def test_what_left_and_has_no_whole_reply_is_lost_and_left(rig, behaviour, kind):
     calls = []
-    async with rig([behaviour, Answer()], timeout_s=1.0) as transport:
+    async with rig([behaviour, Answer()], timeout_s=0.5) as transport:
         lost = await transport.send(claimed(1), calls.append)
         after = await transport.send(claimed(2), nothing)
     assert isinstance(lost, Lost), lost
@@ -229,7 +229,7 @@ async def test_after_abort_it_can_be_used(rig):
 
 async def test_cancellation_is_raised_and_the_next_request_is_not_disturbed(rig):
     async with rig([Hang(), Answer()]) as transport:
-        with anyio.move_on_after(0.2) as scope:
+        with anyio.move_on_after(0.1) as scope:
             await transport.send(claimed(1), nothing)
         assert scope.cancelled_caught
         reply = await transport.send(claimed(2, b'{"second":1}'), nothing)

@@ -8,6 +8,7 @@ import ssl
 import pytest
 import trustme
 
+import batcher.transport.wire
 from batcher.clock import SystemClock
 from batcher.errors import ConfigurationError
 from batcher.request import Lost, Reply
@@ -21,6 +22,11 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=[True, False], ids=["uvloop", "asyncio"])
 def anyio_backend(request):
     return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def _quick_sweep(monkeypatch):
+    monkeypatch.setattr(batcher.transport.wire, "SWEEP_S", 0.05)
 
 
 @contextlib.asynccontextmanager
@@ -235,7 +241,7 @@ async def test_a_connection_is_closed_when_it_was_idle_for_too_long(extra, idle_
     async with serving(answering(ok(extra=extra))) as server, wire_to(server.port, idle_s=idle_s) as wire:
         await wire.send(claimed(), nothing)
         assert server.open == 1
-        await asyncio.sleep(0.6)  # two sweeps
+        await asyncio.sleep(0.25)
         assert server.open == 0
         assert isinstance(await wire.send(claimed(), nothing), Reply)
         assert server.connections == 2
@@ -434,3 +440,59 @@ async def test_nothing_is_logged(caplog):
     await exchange(_reset)
     await exchange(answering(b"garbage\r\n"))
     assert [record for record in caplog.records if record.name != "asyncio" or record.levelno > 10] == []
+
+
+# what is cancelled, and what is late
+
+
+class _Clock(SystemClock):
+    ahead_s = 0.0
+
+    def now(self):
+        return super().now() + self.ahead_s
+
+
+async def test_a_connection_that_was_idle_for_too_long_is_not_used_even_before_the_sweep():
+    clock = _Clock()
+    async with serving(echo) as server:
+        wire = Wire(Endpoint.parse(f"http://127.0.0.1:{server.port}"), clock)
+        await wire.send(claimed(), nothing)
+        await wire.send(claimed(), nothing)
+        assert server.connections == 1
+        clock.ahead_s = 4.0
+        await wire.send(claimed(), nothing)
+        assert server.connections == 2
+        await wire.aclose()
+
+
+async def test_cancelling_a_request_closes_its_connection_at_once():
+    async def answer(talk):
+        await talk.request()
+        await talk.write(ok())
+        await talk.request()
+
+    async with serving(answer) as server, wire_to(server.port) as wire:
+        await wire.send(claimed(1), nothing)
+        task = asyncio.create_task(wire.send(claimed(2), nothing))
+        await asyncio.sleep(0.02)
+        assert server.open == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.02)
+        assert server.open == 0
+
+
+async def test_a_cancelled_request_leaves_the_line():
+    async def answer(talk):
+        await talk.request()
+
+    async with serving(answer) as server, wire_to(server.port, max_connections=1) as wire:
+        tasks = [asyncio.create_task(wire.send(claimed(number), nothing)) for number in (1, 2, 3)]
+        await asyncio.sleep(0.02)
+        assert len(wire._waiting) == 2
+        for task in tasks:
+            task.cancel()
+        landed = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(each) for each in landed} == {asyncio.CancelledError}
+        assert not wire._waiting
