@@ -1,17 +1,20 @@
 """A job from its options to its summary: what the command and `await batcher.run(...)` both call."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskStatus
 
 from batcher.clock import Clock, SystemClock
 from batcher.errors import ConfigurationError, JobFileError, StoreWriteError
-from batcher.limits.pool import SHARED, Limit, pools
+from batcher.limits.pool import SHARED, Limit, Pool, pools
 from batcher.limits.slots import Slots
 from batcher.limits.window import PERIOD_S, SKEW_S
 from batcher.money.overrides import read_overrides
@@ -39,8 +42,8 @@ _WRITE_ON_INTERRUPT: Final = 1_000_000
 _IDLE_S: Final[Mapping[Delivery, float]] = {"at-least-once": 4.0, "at-most-once": 1.0}
 
 
-#: Called once the loop is about to run, with its counters; what it returns is called when it has ended.
-Watch: TypeAlias = Callable[[Loop, Tally], Callable[[], None]]
+#: Runs beside the loop, with its counters, and is cancelled when it has ended.
+Watch: TypeAlias = Callable[[Loop, Tally], Coroutine[Any, Any, None]]
 
 
 async def run(job: str | os.PathLike[str], **options: Any) -> Summary:  # noqa: ANN401  Options checks them
@@ -90,11 +93,7 @@ async def run_job(
     journal = await Journal.open(_opening(options, paths.store, endpoint.base_url), clock)
     try:
         async with _loop(options, endpoint, journal, source, prices, tally, clock) as loop:
-            done = watch(loop, tally) if watch is not None else lambda: None
-            try:
-                await _run_with_signals(loop)
-            finally:
-                done()
+            await _run_watched(loop, tally, watch)
         rows = await source.count_rest()
         if not source.ended:
             await journal.set_line_count(rows)
@@ -133,9 +132,6 @@ async def _loop(
     clock: Clock,
 ) -> AsyncIterator[Loop]:
     """Put the loop together; close its connections at the end."""
-    by_name = pools(Limit(options.rpm, options.tpm), options.limits, options.burst_s)
-    for model, at, tokens in await journal.recent(PERIOD_S + SKEW_S):
-        by_name[model if model in options.limits else SHARED].seed([(at, tokens)])
     wire = Wire(
         endpoint,
         clock,
@@ -147,12 +143,10 @@ async def _loop(
         yield Loop(
             Parts(
                 source=source,
-                requests=Requests(
-                    journal.namespace, {model: model for model in options.limits}, SHARED, prices
-                ),
+                requests=Requests(journal.namespace, {name: name for name in options.limits}, SHARED, prices),
                 journal=journal,
                 transport=wire,
-                pools=by_name,
+                pools=await _pools(options, journal),
                 slots=Slots(options.max_inflight),
                 prices=prices,
                 policy=Policy(options.max_attempts, options.delivery == "at-most-once"),
@@ -168,29 +162,35 @@ async def _loop(
             await wire.aclose()
 
 
-async def _run_with_signals(loop: Loop) -> None:
+async def _pools(options: Options, journal: Journal) -> dict[str, Pool]:
+    """Make the pools; what an earlier process sent within the last minute counts in them."""
+    by_name = pools(Limit(options.rpm, options.tpm), options.limits, options.burst_s)
+    for model, at, tokens in await journal.recent(PERIOD_S + SKEW_S):
+        by_name[model if model in options.limits else SHARED].seed([(at, tokens)])
+    return by_name
+
+
+async def _run_watched(loop: Loop, tally: Tally, watch: Watch | None) -> None:
     """Run the loop; the first SIGINT or SIGTERM stops it in order, the second at once.
 
     Signals belong to the main thread: elsewhere the caller cancels instead.
     """
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        await loop.run()
-        return
     async with anyio.create_task_group() as tasks:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        if watch is not None:
+            tasks.start_soon(watch, loop, tally)
+        if threading.current_thread() is threading.main_thread():
+            await tasks.start(_obey_signals, loop)
+        await loop.run()
+        tasks.cancel_scope.cancel()
 
-            async def obey() -> None:
-                async for _ in signals:
-                    if loop.stopped is not None:
-                        loop.hurry()
-                    loop.stop(INTERRUPTED)
 
-            tasks.start_soon(obey)
-            await loop.run()
-            tasks.cancel_scope.cancel()
+async def _obey_signals(loop: Loop, *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            if loop.stopped is not None:
+                loop.hurry()
+            loop.stop(INTERRUPTED)
 
 
 def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed_s: float) -> Summary:

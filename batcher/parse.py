@@ -87,7 +87,7 @@ def _batch_form(value: dict[str, Any], seq: int) -> Draft:
         message = f"body must be an object, not {_kind(body)}"
         raise _RefusedError(message)
     url = value.get("url") or _url_of(body)
-    if url not in ENDPOINTS:
+    if type(url) is not str or url not in ENDPOINTS:
         message = f"url must be one of {', '.join(ENDPOINTS)}, not {_show(url)}"
         raise _RefusedError(message)
     return _draft(seq, custom_id, True, url, body)
@@ -112,7 +112,12 @@ def _draft(seq: int, custom_id: str, named: bool, url: str, body: dict[str, Any]
         if body.get(option):
             message = f'"{option}": true has no place in a batch: leave it out'
             raise _RefusedError(message)
-    return Draft(seq, custom_id, named, url, model, body, orjson.dumps(body))
+    try:
+        sent = orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        message = "body is nested too deeply to be written again"
+        raise _RefusedError(message) from error
+    return Draft(seq, custom_id, named, url, model, body, sent)
 
 
 def _url_of(body: dict[str, Any]) -> str:
@@ -148,5 +153,8 @@ def _kind(value: object) -> str:
 
 
 def _show(value: object) -> str:
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # nested too deeply
+        return _kind(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,9 +1,11 @@
 """The progress line: how far the run is, how fast, what it costs, and what keeps it from being faster."""
 
-import threading
+import os
 from collections.abc import Callable
 from typing import Final, TextIO
 
+import anyio
+import anyio.to_thread
 from tqdm import tqdm
 
 from batcher.clock import Clock
@@ -18,32 +20,32 @@ TERMINAL_S: Final = 0.25
 PLAIN_S: Final = 30.0
 
 
-def watch(
+async def watch(
     loop: Loop, tally: Tally, *, count: Callable[[], int | None], clock: Clock, out: TextIO
-) -> Callable[[], None]:
-    """Show the progress of a run on `out` until the returned function is called.
+) -> None:
+    """Show the progress of a run on `out` until cancelled, and once more then.
 
-    A thread of its own counts the rows of the whole file (`count`) and then only reads counters: the loop
-    waits neither for the file nor for a terminal.
+    `count` counts the rows of the whole file, in a thread: the loop does not wait for it.
     """
-    line = _TerminalLine(out) if out.isatty() else _PlainLines(out, clock)
-    ended = threading.Event()
+    line = _TerminalLine(out) if _is_terminal(out) else _PlainLines(out, clock)
 
-    def show_until_ended() -> None:
-        line.total = count()
-        while not ended.wait(line.every_s):
-            line.show(loop, tally)
+    async def set_total() -> None:
+        line.total = await anyio.to_thread.run_sync(count, abandon_on_cancel=True)
 
-    thread = threading.Thread(target=show_until_ended, name="progress", daemon=True)
-    thread.start()
-
-    def end() -> None:
-        ended.set()
-        thread.join()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_total)
+            while True:
+                await anyio.sleep(line.every_s)
+                line.show(loop, tally)
+    finally:
         line.show(loop, tally)
         line.close()
 
-    return end
+
+def _is_terminal(out: TextIO) -> bool:
+    """Tell a terminal that a line can renew itself on: some that claim to be one have no width."""
+    return out.isatty() and os.get_terminal_size(out.fileno()).columns > 0
 
 
 def describe(loop: Loop, tally: Tally) -> str:
@@ -53,7 +55,9 @@ def describe(loop: Loop, tally: Tally) -> str:
     parts = [f"{tally.in_flight} in flight", f"{_short(tokens)} tok", cost, f"{tally.retries} retries"]
     if tally.failed:
         parts.append(f"{tally.failed} failed")
-    return ", ".join([*parts, f"bound by {loop.binding()}"])
+    if tally.in_flight:
+        parts.append(f"bound by {loop.binding()}")
+    return ", ".join(parts)
 
 
 def _short(count: int) -> str:

@@ -61,9 +61,14 @@ def write_errors(store: Path, errors: Path) -> int:
 def write_failed(store: Path, job: Path) -> int:
     """Write the rows that ended without an answer as a job file; return how many.
 
-    Lines that never were requests are left out: they can't run. See `write_results`.
+    Lines that never were requests are left out: they can't run. So are rows that a crash left in doubt: the
+    store does not hold what they ask for. See `write_results`.
     """
-    lines = (line + b"\n" for *_, code, _, line in reader.rows(store, "errors") if code != REJECTED)
+    lines = (
+        line + b"\n"
+        for *_, code, _, line in reader.rows(store, "errors")
+        if code != REJECTED and line is not None
+    )
     return _write(job, lines)
 
 

@@ -18,13 +18,14 @@ from typing import Final
 
 import anyio
 
+from batcher.bell import Bell
 from batcher.clock import Clock
 from batcher.errors import JobFileError, StoreWriteError
+from batcher.lane import Lane
 from batcher.limits.bucket import Never, Took, Wait
 from batcher.limits.pool import Pool
 from batcher.limits.slots import Slots
 from batcher.money.prices import PriceBook
-from batcher.queue import Queue
 from batcher.request import (
     Claimed,
     Landed,
@@ -63,37 +64,6 @@ class Stop:
     reason: str
 
 
-class Bell:
-    """Wakes one task, once for any number of rings."""
-
-    __slots__ = ("_rung",)
-
-    def __init__(self) -> None:
-        self._rung = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake who waits, or let who comes next not wait."""
-        self._rung.set()
-
-    async def wait(self, seconds: float | None = None) -> None:
-        """Wait for a ring, or for so many seconds."""
-        if seconds is None:
-            await self._rung.wait()
-        else:
-            with anyio.move_on_after(max(seconds, 0.0)):
-                await self._rung.wait()
-        self._rung.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A pool with the requests that wait for it and the bell of its admission."""
-
-    pool: Pool
-    queue: Queue
-    bell: Bell
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
     """What the loop works with: each behind its small interface."""
@@ -121,7 +91,7 @@ class Loop:
         self._parts = parts
         self._clock = parts.clock
         self._slots = parts.slots
-        self._lanes = {name: Lane(pool, Queue(), Bell()) for name, pool in parts.pools.items()}
+        self._lanes = {name: Lane(pool, Slots(parts.slots.ceiling)) for name, pool in parts.pools.items()}
         self._outbox: asyncio.Queue[Claimed] = asyncio.Queue()
         self._landed: list[tuple[Claimed, Landed]] = []
         self._landing = Bell()
@@ -152,8 +122,9 @@ class Loop:
 
     def stop(self, stop: Stop) -> None:
         """Admit nothing more; what is in flight has the grace period to land. The first reason stays."""
-        if self.stopped is None:
-            self.stopped = stop
+        # A job file that breaks off is a reason too, but lets what was read before go on.
+        self.stopped = self.stopped or stop
+        if not self._stopping.is_set():
             self._stopping.set()
             self._ring()
             self._end_if_done()
@@ -188,7 +159,7 @@ class Loop:
                 if self._stopping.is_set():
                     break
         if source.ended:
-            await self._parts.journal.end_of_file(source.last_seq, source.count)
+            await self._parts.journal.end_of_file(source.count)
         self._fed = True
         self._end_if_done()
 
@@ -228,20 +199,28 @@ class Loop:
             elif isinstance(fit, Never):
                 await self._refuse(lane, fit.maximum)
             else:
-                until = fit.until if isinstance(fit, Wait) else lane.queue.next_due
+                lane.bound, until = None, lane.queue.next_due
+                if isinstance(fit, Wait):
+                    lane.note_bound(now)
+                    until = fit.until
                 await lane.bell.wait(None if until is None else max(until - now, TICK_S))
 
     def _share(self, lane: Lane) -> int:
-        """Return how many this lane may admit now: slots are offered to the lanes in equal shares."""
+        """Return how many this lane may admit now: slots go to who holds the fewest of those that wait."""
         if self._unsettled_bytes >= UNSETTLED_BYTES:
             return 0
-        waiting = sum(bool(other.queue) for other in self._lanes.values() if other is not lane)
-        free = self._slots.free
-        return min(free, max(1, free // (waiting + 1)))
+        free, now = self._slots.free, self._clock.now()
+        rivals = [each.held.taken for each in self._lanes.values() if each is not lane and each.could_go(now)]
+        if rivals:
+            # One that answers slowly gives few slots back: without this it would end up with all of them.
+            free = 0 if lane.held.taken > min(rivals) else min(free, max(1, free // (len(rivals) + 1)))
+        return min(free, lane.ramp.free)
 
     async def _claim(self, lane: Lane, took: Took) -> None:
         tries = lane.queue.take(took.count)
         self._slots.take(took.count)
+        lane.held.take(took.count)
+        lane.ramp.take(took.count)
         self._parts.tally.in_flight += took.count
         self._queued_bytes -= sum(len(item.request.body) for item in tries)
         claimed = await self._parts.journal.claim(tries)
@@ -263,6 +242,7 @@ class Loop:
         await self._parts.journal.reject(outcomes)
         self._parts.tally.reject(len(outcomes))
         self._outstanding -= 1
+        self._room.ring()
         self._end_if_done()
 
     # --- send
@@ -278,6 +258,7 @@ class Loop:
             else:
                 landed = await transport.send(claimed, self._departs)
             slots.release(1)
+            self._lanes[claimed.request.pool].held.release(1)
             if isinstance(landed, Reply):
                 self._unsettled_bytes += len(landed.body)
             self._landed.append((claimed, landed))
@@ -287,7 +268,10 @@ class Loop:
     def _departs(self, claimed: Claimed) -> None:
         """Start the minute of a reservation: the request is on its way."""
         request = claimed.request
-        self._lanes[request.pool].pool.sent((request.tokens,), self._clock.now())
+        lane = self._lanes[request.pool]
+        lane.pool.sent((request.tokens,), self._clock.now())
+        # A window that was full of what had not left yet knows now when it opens.
+        lane.bell.ring()
 
     # --- settle
 
@@ -321,6 +305,7 @@ class Loop:
         """Let the queues and the pools know what became of an attempt."""
         request, lane = claimed.request, self._lanes[claimed.request.pool]
         self._parts.tally.add(settled, claimed.number)
+        lane.ramp.landed(succeeded=isinstance(verdict, Done))
         if isinstance(landed, Reply):
             self._unsettled_bytes -= len(landed.body)
             self._parts.outage.answered()
@@ -347,11 +332,12 @@ class Loop:
 
     def _hold(self, hold: Hold, lane: Lane, now: float) -> None:
         """Keep a pool, or the whole endpoint, closed until the time that the verdict gives."""
+        held = (lane,) if hold.scope == "pool" else self._lanes.values()
+        for each in held:
+            if each.pool.pause(hold.until, now):
+                each.ramp.cut()
         if hold.scope == "pool":
-            lane.pool.pause(hold.until, now)
             return
-        for each in self._lanes.values():
-            each.pool.pause(hold.until, now)
         outage = self._parts.outage
         outage.failed(hold.until, now)
         if outage.too_long(now):
@@ -389,17 +375,13 @@ class Loop:
     def binding(self) -> str:
         """Name what keeps the flow from being faster now.
 
-        `requests` or `tokens` (a rate limit), `slots`, `server` (a pause), `disk`, or `input`.
+        `requests` or `tokens` (a rate limit), `slots`, `server` (a pause, or slow answers), `disk`, `input`.
         """
+        lanes = self._lanes.values()
         if self._unsettled_bytes >= UNSETTLED_BYTES:
             return "disk"
-        now = self._clock.now()
-        for lane in self._lanes.values():
-            head = next(lane.queue.ready(now), None)
-            if head is not None:
-                if bound := lane.pool.binding(head.request.tokens, now):
-                    return bound
-                return "disk" if self._slots.free else "slots"
-        if any(lane.queue for lane in self._lanes.values()):
-            return "server"
-        return "server" if self._fed else "input"
+        if bound := next((lane.bound for lane in lanes if lane.bound), None):
+            return bound
+        if not any(lane.queue for lane in lanes):
+            return "server" if self._fed else "input"
+        return "disk" if self._slots.free and all(lane.ramp.free for lane in lanes) else "slots"

@@ -3,10 +3,12 @@
 import gzip
 import io
 import sys
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import anyio
 import anyio.to_thread
@@ -20,8 +22,17 @@ from batcher.request import Rejected, Request, Row
 from batcher.store.seen import Seen
 from batcher.tokens import estimate
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+#: What some editors put before a file's first line.
+_BOM = b"\xef\xbb\xbf"
 #: So much is read at a time, in bytes.
 _BLOCK = 1 << 20
+#: So much of a `.zst` file is uncompressed at a time: little, since it may grow many times over.
+_PIECE = 1 << 14
+#: What reading a file raises when it can't be read on.
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 #: So many lines are parsed and matched at a time: few enough not to hold the loop up.
 _GROUP = 256
 
@@ -90,20 +101,25 @@ class Source:
 
     async def _groups_of_lines(self) -> AsyncIterator[list[tuple[int, bytes]]]:
         group: list[tuple[int, bytes]] = []
-        async for block in self._lines.blocks():
-            for raw in block:
-                if self._limit is not None and self.count >= self._limit:
-                    yield group
-                    return
-                self.last_seq += 1
-                line = raw.strip()
-                if not line:
-                    continue
-                self.count += 1
-                group.append((self.last_seq, line))
-                if len(group) == _GROUP:
-                    yield group
-                    group = []
+        try:
+            async for block in self._lines.blocks():
+                for raw in block:
+                    if self._limit is not None and self.count >= self._limit:
+                        yield group
+                        return
+                    self.last_seq += 1
+                    line = raw.strip()
+                    if not line:
+                        continue
+                    self.count += 1
+                    group.append((self.last_seq, line))
+                    if len(group) == _GROUP:
+                        yield group
+                        group = []
+        except JobFileError:
+            # What came before is good.
+            yield group
+            raise
         yield group
         self.ended = True
 
@@ -163,6 +179,7 @@ class Lines:
         self.path = path
         self.is_stdin = path == "-"
         self._file: BinaryIO | None = None
+        self._broken: Exception | None = None
         self._rest: list[bytes] = []
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
@@ -171,10 +188,10 @@ class Lines:
         first = True
         while data := await anyio.to_thread.run_sync(self._read, abandon_on_cancel=self.is_stdin):
             if first:
-                data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+                data, first = data.removeprefix(_BOM), False
             yield self._split(data)
-        if self._rest:
-            yield [b"".join(self._rest)]
+        if rest := b"".join(self._rest):
+            yield [rest]
             self._rest = []
 
     def _split(self, data: bytes) -> list[bytes]:
@@ -195,12 +212,20 @@ class Lines:
             raise JobFileError(message) from error
 
     def _read(self) -> bytes:
+        """Read a block: of standard input what is there, of a broken file what comes before the break."""
         reader = cast("io.BufferedReader", self._file)
+        pieces: list[bytes] = []
+        missing = _BLOCK
         try:
-            return reader.read1(_BLOCK) if self.is_stdin else reader.read(_BLOCK)
-        except (OSError, EOFError, ValueError) as error:
-            message = f"{self.path} can't be read on: {error}; the rows before are kept"
-            raise JobFileError(message) from error
+            while self._broken is None and missing and (piece := reader.read1(missing)):
+                pieces.append(piece)
+                missing = 0 if self.is_stdin else missing - len(piece)
+        except _UNREADABLE as error:
+            self._broken = error
+        if self._broken is not None and not pieces:
+            message = f"{self.path} can't be read on: {self._broken}; the rows before are kept"
+            raise JobFileError(message) from self._broken
+        return b"".join(pieces)
 
     def close(self) -> None:
         """Close the file; standard input is left to the process."""
@@ -219,12 +244,56 @@ def open_job(path: Path) -> BinaryIO:
         return cast("BinaryIO", gzip.open(path, "rb"))
     if path.suffix == ".zst":
         try:
-            import zstandard
+            import zstandard  # noqa: F401
         except ImportError:
             message = f"{path} needs the zst extra: pip install 'batcher-openai[zst]'"
             raise ConfigurationError(message) from None
-        return cast("BinaryIO", io.BufferedReader(zstandard.open(path, "rb"), _BLOCK))
+        return io.BufferedReader(_Zstandard(path.open("rb")), _BLOCK)
     return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """A file of zstd frames, uncompressed. zstandard's own reader takes a file that is cut off for whole."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import zstandard
+
+        self._zstandard = zstandard
+        self._file = file
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._compressed = b""
+        self._text = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        while not self._text:
+            self._compressed = self._compressed or self._file.read(_PIECE)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends inside its compression")
+                return 0
+            self._text = memoryview(self._uncompress())
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._text))
+        view[:count], self._text = self._text[:count], self._text[count:]
+        return count
+
+    def _uncompress(self) -> bytes:
+        frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+        try:
+            text = frame.decompress(self._compressed)
+        except self._zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._frame = None if frame.eof else frame
+        self._compressed = frame.unused_data
+        return text
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def count_rows(path: str) -> int:
@@ -235,6 +304,7 @@ def count_rows(path: str) -> int:
     """
     try:
         with open_job(Path(path)) as file:
-            return sum(1 for line in file if not line.isspace())
-    except (OSError, EOFError) as error:
+            first = file.readline().removeprefix(_BOM)
+            return sum(1 for line in chain((first,), file) if line and not line.isspace())
+    except _UNREADABLE as error:
         raise JobFileError(f"{path} can't be read to its end: {error}") from error

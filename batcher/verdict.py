@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, assert_never
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, assert_never
 
 import msgspec
 
@@ -22,7 +22,7 @@ Action: TypeAlias = Literal["fail", "again", "hold pool", "hold endpoint", "halt
 class Rule(NamedTuple):
     """One line of the table."""
 
-    #: A status, a class of them (`4xx`), `lost` or `200`.
+    #: A status (`bare`: without the API's own error body), a class of them (`4xx`), or a word for what came.
     status: int | str
     #: The error's `code`, or else its `type`; None for any.
     code: str | None
@@ -56,8 +56,10 @@ TABLE: tuple[Rule, ...] = (
     Rule(429, None, "hold pool", "no", "rate_limit", "the rate limit is reached"),
     Rule("4xx", None, "fail", "no", "bad_request", "the server refuses what the row says"),
     Rule(500, None, "again", "no", "server_error", "the server failed"),
+    Rule("bare 500", None, "again", "maybe", "server_error", "a gateway or the server failed"),
     Rule(502, None, "again", "maybe", "bad_gateway", "a gateway lost the server"),
     Rule(503, None, "again", "no", "unavailable", "the server is overloaded"),
+    Rule("bare 503", None, "again", "maybe", "unavailable", "a gateway or the server is overloaded"),
     Rule(504, None, "again", "maybe", "gateway_timeout", "a gateway gave up waiting for the server"),
     Rule("5xx", None, "again", "maybe", "server_error", "the server failed"),
     Rule("other", None, "again", "maybe", "invalid_answer", "a status that no answer has"),
@@ -181,12 +183,17 @@ class _Said(NamedTuple):
     request_id: str | None = None
     body: bytes | None = None
     wait_s: float | None = None
+    #: Whether the body is an error object, as the API's own server makes them and gateways do not.
+    is_api_error: bool = False
 
 
 def _find(status: int, said: _Said) -> Rule:
     group = f"{status // 100}xx" if 3 <= status // 100 <= 5 else "other"
-    for match in ((status, said.code), (status, said.type), (status, None), (group, None)):
-        if rule := _BY_MATCH.get(match):
+    for word in (said.code, said.type):
+        if word is not None and (rule := _BY_MATCH.get((status, word))):
+            return rule
+    for match in (status if said.is_api_error else f"bare {status}", status, group):
+        if rule := _BY_MATCH.get((match, None)):
             return rule
     return _BY_MATCH["other", None]
 
@@ -240,39 +247,48 @@ class _ErrorBody(msgspec.Struct):
 
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+#: What decoding raises. A body nested deeper than the interpreter's stack can't be read either.
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 #: So much of a body that is not the API's own error goes into the message.
 _EXCERPT = 200
 
 
 def _read_error(reply: Reply) -> _Said:
-    body = _one_line(reply.body)
-    facts = (reply.status, reply.header(b"x-request-id"))
+    body = _json_or_none(reply.body)
+    facts = (reply.status, reply.header(b"x-request-id"), body)
     wait_s = _wait_s(reply)
     try:
         error = _decode_error(reply.body).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = body[:_EXCERPT].decode("utf-8", "replace").strip() or "no body"
+    except _NOT_JSON:
+        text = _one_line(reply.body)[:_EXCERPT].decode("utf-8", "replace").strip() or "no body"
         location = reply.header(b"location")
         where = f" to {location}" if location else ""
-        return _Said(f"HTTP {reply.status}{where}: {text}", None, None, *facts, _json_or_none(body), wait_s)
+        return _Said(f"HTTP {reply.status}{where}: {text}", None, None, *facts, wait_s)
     code = None if error.code is None else str(error.code)
     message = error.message or code or error.type or f"HTTP {reply.status}"
-    return _Said(_one_line(message.encode()).decode(), code, error.type, *facts, body, wait_s)
+    return _Said(_one_line(message.encode()).decode(), code, error.type, *facts, wait_s, True)
 
 
 def _one_line(body: bytes) -> bytes:
-    """Drop raw line breaks: JSON strings can't hold them, so no value changes."""
+    """Drop raw line breaks: valid JSON has them only between its tokens, so no value changes."""
     return body.translate(None, b"\r\n").strip() if b"\n" in body or b"\r" in body else body
 
 
 def _json_or_none(body: bytes) -> bytes | None:
+    """Return a body that is JSON, on one line."""
     try:
         _check_json(body)
         body.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_JSON:
         return None
-    return body
+    return _one_line(body)
+
+
+#: A server that asks for more than a day (no limit of OpenAI's takes longer to reset) does not mean it.
+_LONGEST_WAIT_S: Final = 86_400.0
 
 
 def _wait_s(reply: Reply) -> float | None:
@@ -285,7 +301,7 @@ def _wait_s(reply: Reply) -> float | None:
             wait_s = float(value) / unit
         except ValueError:
             wait_s = _until_date_s(value, reply.header(b"date"))
-        if 0 <= wait_s < float("inf"):
+        if 0 <= wait_s <= _LONGEST_WAIT_S:
             return wait_s
     return None
 
@@ -295,12 +311,12 @@ def _until_date_s(value: str, date: str | None) -> float:
     try:
         until: datetime = parsedate_to_datetime(value)
         return (until - parsedate_to_datetime(date or "")).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return -1.0
 
 
 class _Choice(msgspec.Struct, gc=False):
-    finish_reason: str | None = None
+    """An object, whatever it holds."""
 
 
 class _Billed(msgspec.Struct, gc=False, kw_only=True):
@@ -341,7 +357,8 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
 
 
 def _judge_success(reply: Reply, case: _Case) -> Verdict:
-    body, path = _one_line(reply.body), case.claimed.request.path
+    # Judged as it came: without its line breaks a body that is cut or broken could pass for a whole one.
+    body, path = reply.body, case.claimed.request.path
     try:
         if not body.isascii():
             body.decode()
@@ -350,28 +367,27 @@ def _judge_success(reply: Reply, case: _Case) -> Verdict:
         except msgspec.ValidationError:
             # A paid answer is not lost over a field that only the bill wants.
             answer = _decode_leniently(path, body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return _invalid(str(error), reply, body, case)
+    except _NOT_JSON as error:
+        return _invalid(str(error), reply, case)
     if isinstance(answer, _Response) and answer.status in _NOT_COMPLETED:
-        return _invalid(f"its status is {answer.status}", reply, body, case)
+        return _invalid(f"its status is {answer.status}", reply, case)
     if isinstance(answer.usage, WireUsage):
         usage = answer.usage.normalise(answer.service_tier)
     else:
         # Moderations report no usage, and none is billed.
         usage = Usage() if isinstance(answer, _Moderations) else None
-    return Done(reply.status, reply.header(b"x-request-id"), (body,), usage)
+    return Done(reply.status, reply.header(b"x-request-id"), (_one_line(body),), usage)
 
 
 def _decode_leniently(path: str, body: bytes) -> "_Answer":
     """Decode an answer whose usage or tier can't be what they are named, and drop those two."""
-    fields = msgspec.json.decode(body)
-    if type(fields) is dict:
-        fields.pop("usage", None)
-        fields.pop("service_tier", None)
-    answer: _Answer = msgspec.convert(fields, _DECODERS[path].type)
+    fields = _decode_fields(body)
+    fields.pop("usage", None)
+    fields.pop("service_tier", None)
+    answer: _Answer = _DECODERS[path].decode(msgspec.json.encode(fields))
     return answer
 
 
-def _invalid(what: str, reply: Reply, body: bytes, case: _Case) -> Verdict:
-    said = _Said(what, None, None, reply.status, reply.header(b"x-request-id"), _json_or_none(body))
+def _invalid(what: str, reply: Reply, case: _Case) -> Verdict:
+    said = _Said(what, None, None, reply.status, reply.header(b"x-request-id"), _json_or_none(reply.body))
     return _apply(_BY_MATCH["invalid", None], said, case)

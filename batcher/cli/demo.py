@@ -15,7 +15,13 @@ import click
     show_default=True,
     help="Where the job, its store and its results go.",
 )
-@click.option("--rpm", type=int, default=12_000, show_default=True, help="The rate limit of the demo.")
+@click.option(
+    "--rpm",
+    type=click.IntRange(1),
+    default=12_000,
+    show_default=True,
+    help="The rate limit of the demo.",
+)
 def command(*, folder: Path, rpm: int) -> None:
     """Run the sentiment job on 3,708 real review sentences against the simulator.
 

@@ -1,7 +1,7 @@
 """What the commands share: running a job under a progress line, and printing how it stands."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import anyio
@@ -29,8 +29,8 @@ def run_with_progress(options: Options, *, quiet: bool, environ: Mapping[str, st
             return None  # the run itself meets it, and says so
         return rows if rows is None or options.limit_rows is None else min(rows, options.limit_rows)
 
-    def show(loop: Loop, tally: Tally) -> Callable[[], None]:
-        return watch(loop, tally, count=count, clock=SystemClock(), out=sys.stderr)
+    async def show(loop: Loop, tally: Tally) -> None:
+        await watch(loop, tally, count=count, clock=SystemClock(), out=sys.stderr)
 
     async def run() -> Summary:
         given = environment() if environ is None else environ

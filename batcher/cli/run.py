@@ -153,7 +153,7 @@ def command(
     quiet: bool,
     **options: Any,  # noqa: ANN401  the fields of Options, as declared above
 ) -> None:
-    r"""Send every row of JOB that is not settled yet; write the results, the errors and the bill.
+    """Send every row of JOB that is not settled yet; write the results, the errors and the bill.
 
     JOB is a file of JSON Lines in the OpenAI Batch input form, or of bare request bodies; `.gz` and `.zst`
     are read too, and `-` is standard input. Run the same command again to go on after a stop or a crash.
@@ -161,7 +161,7 @@ def command(
     \b
     Exit codes: 0 all rows succeeded; 1 finished, some rows failed or are in doubt; 2 wrong usage or
     configuration; 3 stopped early and 130 interrupted: safe to run again.
-    """
+    """  # noqa: D301  click takes the backspace for "leave these lines as they are"
     from batcher.cli.report import print_summary, run_with_progress
     from batcher.options import Options, Paths
 

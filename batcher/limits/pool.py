@@ -8,6 +8,8 @@ from batcher.limits.bucket import Bucket, Fit, Took, Wait
 
 #: The name of the pool of every model without one of its own.
 SHARED = "shared"
+#: Admission goes in groups, some milliseconds apart: a smaller burst would lose what those are worth.
+LEAST_BURST_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,18 @@ class Pool:
         """Count what an earlier process sent: (time, tokens) of each request, oldest first."""
         self._bucket.seed(sent)
 
-    def pause(self, until: float, now: float) -> None:
-        """Admit nothing before `until`, and then one first. The longest of several pauses holds."""
-        # What was in flight when the pause began is refused too: that is the same hold, not another one.
-        if now >= self._paused_until:
-            self.holds += 1
+    def pause(self, until: float, now: float) -> bool:
+        """Admit nothing before `until`, and then one first; say whether this is a new hold.
+
+        The longest of several pauses holds. What was in flight when one began is refused too: that is the
+        same hold, not another one.
+        """
+        new = now >= self._paused_until
+        self.holds += new
         self._paused_until = max(self._paused_until, until)
         self._probe_next = True
         self._bucket.rest(self._paused_until)
+        return new
 
     def succeeded(self) -> None:
         """Note that the server serves this pool: the next pause is a first one again."""
@@ -92,4 +98,4 @@ class Pool:
 def pools(shared: Limit, by_model: Mapping[str, Limit], burst_s: float) -> dict[str, Pool]:
     """Make the pools of a job: the shared one, and one for each model with a limit of its own."""
     limits = {SHARED: shared, **by_model}
-    return {name: Pool(name, limit, burst_s) for name, limit in limits.items()}
+    return {name: Pool(name, limit, max(burst_s, LEAST_BURST_S)) for name, limit in limits.items()}

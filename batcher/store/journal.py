@@ -7,7 +7,7 @@ into the next one together, whichever verb it came by.
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -127,10 +127,11 @@ class Journal:
 
     async def recent(self, period_s: float) -> list[tuple[str, float, int]]:
         """Return what was sent in the last `period_s`: (model, `Clock.now()` then, tokens), oldest first."""
-        offset = self._clock.wall() - self._clock.now()
-        since = self._clock.wall() - period_s
-        rows = await self._db.execute_fetchall(query("sent_since"), (_RECENT, since))
-        return [(model, at - offset, tokens) for model, at, tokens in rows]
+        wall = self._clock.wall()
+        offset = wall - self._clock.now()
+        rows = await self._fetch(query("sent_since"), (_RECENT, wall - period_s))
+        # A wall clock that was set back makes records of the future: they count as of now.
+        return [(model, min(at, wall) - offset, tokens) for model, at, tokens in rows]
 
     async def fresh(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Note where these lines of the file are, and return those that are not settled yet.
@@ -147,7 +148,7 @@ class Journal:
 
     async def _known(self, first: int, last: int) -> dict[int, tuple[int, bytes, State | None]]:
         """Return line -> (rows.id, key, state) of what stood on these lines at the last run."""
-        found = await self._db.execute_fetchall(query("rows_between"), (first, last))
+        found = await self._fetch(query("rows_between"), (first, last))
         return {seq: (row, key, state) for seq, row, key, state in found}
 
     async def _place(
@@ -177,11 +178,11 @@ class Journal:
 
     async def _look_up(self, rows: Sequence[Row]) -> dict[bytes, tuple[int, State | None]]:
         if not self._has_keys:
-            await self._db.execute(query("index_keys"))
-            await self._db.execute(query("index_keys_order"))
+            await self._fetch(query("index_keys"), ())
+            await self._fetch(query("index_keys_order"), ())
             self._has_keys = True
         keys = [row.key for row in rows]
-        found = await self._db.execute_fetchall(many("rows_by_key", len(keys)), keys)
+        found = await self._fetch(many("rows_by_key", len(keys)), keys)
         return {key: (row, state) for key, row, state in found}
 
     async def _move(self, displaced: Sequence[int], arrived: Sequence[Row]) -> None:
@@ -284,11 +285,12 @@ class Journal:
         for outcome in outcomes:
             del self._ids[outcome.row.seq]
 
-    async def end_of_file(self, last_seq: int, line_count: int) -> None:
+    async def end_of_file(self, line_count: int) -> None:
         """Note that the whole file has been walked: what was on later lines is no longer in it."""
         await self._commit({})
         async with self._shielded():
-            await self._execute(query("detach_rest"), (last_seq,))
+            # What follows the last row is blank, whether or not it is counted as lines.
+            await self._execute(query("detach_rest"), (self._walked,))
             await self._execute(query("set_line_count"), (line_count,))
 
     async def set_line_count(self, line_count: int) -> None:
@@ -333,20 +335,36 @@ class Journal:
                     part = values[start : start + chunk]
                     await self._execute(many(table, len(part) // step), part)
             await self._execute("COMMIT", ())
-        except StoreWriteError as error:
+        except Exception as error:  # noqa: BLE001  nobody in the group may take it for committed
             group.error = error
 
     async def _execute(self, sql: str, values: Sequence[Any]) -> None:
         try:
             await self._db.execute(sql, values)
-        except sqlite3.Error as error:
+        except Exception as error:
+            await self._rollback()
+            if not isinstance(error, sqlite3.Error):
+                raise
+            raise self._refused(error) from error
+
+    async def _rollback(self) -> None:
+        # A disk that fails may fail here too; what is left open then is never committed.
+        with suppress(sqlite3.Error):
             if self._db.in_transaction:
                 await self._db.rollback()
-            message = (
-                f"{self._opening.path} can't be written: {error}; what was committed is kept: "
-                "see to the disk and run the same command again"
-            )
-            raise StoreWriteError(message) from error
+
+    async def _fetch(self, sql: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+        """Run one statement outside of a group's transaction, and return its rows."""
+        try:
+            return await self._db.execute_fetchall(sql, values)
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: sqlite3.Error) -> StoreWriteError:
+        return StoreWriteError(
+            f"{self._opening.path} can't be written: {error}; what was committed is kept: "
+            "see to the disk and run the same command again"
+        )
 
     async def _one(self, name: str) -> tuple[Any, ...]:
         for row in await self._db.execute_fetchall(query(name)):
@@ -362,4 +380,4 @@ class _Group:
 
     def __init__(self) -> None:
         self.values: dict[str, _Values] = {table: [] for table in _TABLES}
-        self.error: StoreWriteError | None = None
+        self.error: Exception | None = None

@@ -124,7 +124,7 @@ SELECT
   count(*) AS requests,
   sum(billed = 'yes') AS answered,
   sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens),
-  sum(cost_pico_usd), sum(cost_pico_usd IS NULL),
+  sum(cost_pico_usd), sum(billed = 'yes' AND cost_pico_usd IS NULL),
   coalesce(sum(billed IS NULL OR billed = 'maybe'), 0),
   coalesce(sum(CASE WHEN billed IS NULL OR billed = 'maybe' THEN worst_cost_pico_usd END), 0),
   coalesce(sum((billed IS NULL OR billed = 'maybe') AND worst_cost_pico_usd IS NULL), 0)

@@ -42,7 +42,7 @@ CREATE TABLE settlements (
   completion_tokens INTEGER NOT NULL DEFAULT 0 CHECK (completion_tokens >= 0),
   cost_pico_usd     INTEGER CHECK (cost_pico_usd >= 0),  -- NULL: the price is unknown
   CHECK (error IS NOT NULL OR (billed = 'yes' AND status IS NOT NULL)),
-  CHECK (billed = 'yes' OR cost_pico_usd = 0)
+  CHECK (billed = 'yes' OR cost_pico_usd IS 0)
 ) STRICT;
 
 CREATE TABLE outcomes (

@@ -22,7 +22,8 @@ import pytest
 import trustme
 
 from batcher.clock import SystemClock
-from batcher.request import Lost, Reply, Transport
+from batcher.request import Claimed, Landed, Lost, Reply, Transport
+from batcher.testing import MemoryTransport
 from batcher.transport.endpoint import Endpoint
 from batcher.transport.wire import Wire
 from tests.transport.servers import Talk, claimed, serving, unused_port
@@ -117,7 +118,33 @@ def _server_tls() -> ssl.SSLContext:
     return context
 
 
-RIGS = {"wire": _wire_rig("http"), "wire over TLS": _wire_rig("https")}
+@contextlib.asynccontextmanager
+async def _memory_rig(
+    behaviours: Sequence[Behaviour], *, timeout_s: float = 30.0
+) -> AsyncIterator[Transport]:
+    left = list(behaviours)
+
+    def answer(claimed: Claimed, now: float) -> Landed:
+        behaviour = left.pop(0) if len(left) > 1 else left[0]
+        match behaviour:
+            case Answer(status, headers, body):
+                lowered = tuple((name.lower(), value) for name, value in headers)
+                body = claimed.request.body if body is None else body
+                return Reply(status, lowered, body, now, now + 0.01)
+            case Hang():
+                return Lost(True, "timeout", "nothing came", now, now + timeout_s)
+            case Refuse():
+                return Lost(False, "connect", "nobody listens", None, now + 0.01)
+            case Reset() | CutOff():
+                kind = "reset" if isinstance(behaviour, Reset) else "cut_off"
+                return Lost(True, kind, "the connection ended", now, now + 0.01)
+
+    transport = MemoryTransport(answer, SystemClock())
+    yield transport
+    await transport.aclose()
+
+
+RIGS = {"wire": _wire_rig("http"), "wire over TLS": _wire_rig("https"), "memory": _memory_rig}
 
 
 @pytest.fixture(params=RIGS)

@@ -287,7 +287,7 @@ async def test_requests_in_line_time_out_unsent():
         await talk.request()
 
     calls = []
-    async with serving(answer) as server, wire_to(server.port, max_connections=1, timeout_s=0.1) as wire:
+    async with serving(answer) as server, wire_to(server.port, max_connections=1, timeout_s=0.125) as wire:
         first, second = await asyncio.gather(*(wire.send(claimed(n), calls.append) for n in (1, 2)))
     assert (first.left, first.kind) == (True, "timeout")
     assert (second.left, second.kind, second.sent_at) == (False, "timeout", None)

@@ -1,0 +1,32 @@
+"""A rate budget with what waits for it."""
+
+from dataclasses import dataclass, field
+
+from batcher.bell import Bell
+from batcher.limits.pool import Pool
+from batcher.limits.ramp import Ramp
+from batcher.limits.slots import Slots
+from batcher.queue import Queue
+
+
+@dataclass(slots=True)
+class Lane:
+    """A pool, its queue, how far it is open, and the bell of its admission."""
+
+    pool: Pool
+    #: Those of the endpoint's slots that it holds.
+    held: Slots
+    queue: Queue = field(default_factory=Queue)
+    ramp: Ramp = field(default_factory=Ramp)
+    bell: Bell = field(default_factory=Bell)
+    #: What its admission waits for, if for a time: `requests`, `tokens` or `server`.
+    bound: str | None = None
+
+    def could_go(self, now: float) -> bool:
+        """Say whether it would take a slot at `now` if it got one."""
+        return self.bound is None and self.ramp.free > 0 and next(self.queue.ready(now), None) is not None
+
+    def note_bound(self, now: float) -> None:
+        """Note which limit its first request waits for."""
+        head = next(self.queue.ready(now), None)
+        self.bound = None if head is None else self.pool.binding(head.request.tokens, now)

@@ -1,0 +1,161 @@
+"""What can be got wrong, and the one line that says so: exit 2, nothing on standard output, no traceback."""
+
+import gzip
+
+import pytest
+
+
+@pytest.fixture
+def job(write, reviews):
+    return write(reviews(3))
+
+
+def one_line(ended, code=2):
+    """Check that a command ended with one line of advice; return it."""
+    assert (ended.code, ended.out) == (code, "")
+    (line,) = ended.err.splitlines()
+    assert line.startswith("batcher: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--base-url", "nonsense"], "does not begin with http"),
+        (["--base-url", "http://user:pass@h"], "credentials belong in the environment"),
+        (["--rpm", "-5"], "--rpm must be at least 1, not -5"),
+        (["--max-inflight", "0"], "--max-inflight must be at least 1, not 0"),
+        (["--max-inflight", "100000000"], "ulimit -n"),
+        (["--limit", "m=0/5"], "--limit m must be at least 1, not 0"),
+        (["--timeout", "0"], "--timeout must be"),
+        (["--store", "."], ". is a directory"),
+        (["--store", "notes.txt"], "notes.txt is not a batcher store"),
+        (["--store", "no/job.db"], "no does not exist"),
+        (["--output", "."], ". is a directory"),
+        (["--output", "no/results.jsonl"], "no does not exist"),
+        (["--errors", "no/errors.jsonl"], "no does not exist"),
+        (["--prices", "no.json"], "no.json"),
+        (["--prices", "notes.txt"], "notes.txt"),
+    ],
+)
+def test_a_wrong_setting(batcher, server, job, tmp_path, options, says):
+    (tmp_path / "notes.txt").write_text("not a store, and not prices\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    ended = batcher("run", job, "--base-url", server.base_url, *options)
+    assert says in one_line(ended)
+    # Nothing was made, and what was there is as it was.
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--rpm", "x"),
+        ("--limit", "garbage"),
+        ("--timeout", "abc"),
+        ("--max-failures", "0"),
+        ("--delivery", "exactly-once"),
+    ],
+)
+def test_a_value_that_cannot_be_read(batcher, server, job, option, value):
+    ended = batcher("run", job, "--base-url", server.base_url, option, value)
+    assert (ended.code, ended.out) == (2, "")
+    last = ended.err.splitlines()[-1]
+    assert f"'{option}'" in last or f"{option} " in last
+    assert repr(value) in last
+    assert "Traceback" not in ended.err
+
+
+def test_no_job_file(batcher):
+    assert "no.jsonl can't be read: No such file" in one_line(batcher("run", "no.jsonl"))
+
+
+def test_an_empty_job_file(batcher, tmp_path):
+    (tmp_path / "job.jsonl").touch()
+    assert "job.jsonl is empty" in one_line(batcher("run", "job.jsonl"))
+
+
+def test_a_folder_as_the_job_file(batcher, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    assert "jobs is a directory" in one_line(batcher("run", "jobs"))
+
+
+@pytest.mark.parametrize("key", [None, "  "])
+def test_no_key(batcher, job, key):
+    assert "set OPENAI_API_KEY" in one_line(batcher("run", job, env={"OPENAI_API_KEY": key}))
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(batcher, job):
+    line = one_line(batcher("run", job, env={"OPENAI_API_KEY": "sk-secret\nx"}))
+    assert "OPENAI_API_KEY" in line
+    assert "secret" not in line
+
+
+def test_standard_input_without_a_store(batcher):
+    assert "--store" in one_line(batcher("run", "-"))
+
+
+def test_the_store_of_another_endpoint(batcher, server, job):
+    assert batcher("run", job, "--base-url", server.base_url).code == 0
+    line = one_line(batcher("run", job, "--base-url", "http://127.0.0.1:2/v1"))
+    assert server.base_url in line
+    assert "http://127.0.0.1:2/v1" in line
+    assert "--store" in line
+
+
+def test_another_namespace_than_the_stores(batcher, server, job):
+    assert batcher("run", job, "--base-url", server.base_url, "--namespace", "mine").code == 0
+    line = one_line(batcher("run", job, "--base-url", server.base_url, "--namespace", "other"))
+    assert "--namespace" in line
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_before_any_run(batcher, job, command):
+    line = one_line(batcher(command, job))
+    assert "job.db does not exist: nothing of this job has run yet" in line
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_what_is_not_a_store(batcher, job, tmp_path, command):
+    (tmp_path / "notes.txt").write_text("not a store\n")
+    assert "not a batcher store" in one_line(batcher(command, job, "--store", "notes.txt"))
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_standard_input_has_no_store_of_its_own(batcher, command):
+    line = one_line(batcher(command, "-"))
+    assert "--store" in line
+    assert "None" not in line
+
+
+def test_a_job_that_is_cut_off_keeps_what_was_before(batcher, server, write, reviews, tmp_path):
+    whole = gzip.compress(write(reviews(2000)).read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    ended = batcher("run", "cut.jsonl.gz", "--base-url", server.base_url, "--json", "--quiet")
+    assert "cut.jsonl.gz can't be read" in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert ended.code == 3
+    assert ended.json["succeeded"] > 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["simulate", "--port", "99999"],
+        ["simulate", "--fault", "fire=1%"],
+        ["simulate", "--latency-after", "x"],
+        ["demo", "--rpm", "0"],
+        ["demo", "--dir", "notes.txt"],
+    ],
+)
+def test_other_commands(batcher, tmp_path, args):
+    (tmp_path / "notes.txt").write_text("a file\n")
+    ended = batcher(*args)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"'{args[1]}'" in ended.err.splitlines()[-1]
+    assert ended.err.startswith(f"Usage: python -m batcher {args[0]} ")
+
+
+def test_a_port_that_is_taken(batcher, server):
+    line = one_line(batcher("simulate", "--port", server.port))
+    assert str(server.port) in line

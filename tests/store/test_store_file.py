@@ -1,0 +1,226 @@
+"""The store as a file: made with care, recognised, locked; what is not one stays byte for byte as it was."""
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from batcher.errors import StoreError, StoreLockedError
+from batcher.store import file, reader
+from batcher.store.catalogue import APPLICATION_ID, SCHEMA_VERSION
+from batcher.store.journal import Journal, Opening
+from batcher.testing import VirtualClock, inline_connection, run
+
+URL = "http://localhost/v1"
+
+
+def open_journal(path):
+    async def main():
+        journal = await Journal.open(Opening(path=path, base_url=URL), VirtualClock(), inline_connection)
+        await journal.close()
+
+    run(main, VirtualClock())
+
+
+def text(path):
+    path.write_text('{"custom_id": "a"}\n' * 20)
+
+
+def short(path):
+    path.write_bytes(b"x")
+
+
+def other_database(path):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+
+
+def other_application(path):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA application_id = 7")
+        db.execute("CREATE TABLE theirs (x)")
+
+
+def newer(path):
+    file.make(path, "space", URL, 1.0)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+
+
+def truncated_header(path):
+    path.write_bytes(b"SQLite format 3\x00")
+
+
+FOREIGN = {
+    text: "is not a batcher store: name another --store, or move this file away",
+    short: "is not a batcher store",
+    other_database: "is not a batcher store",
+    other_application: "is not a batcher store",
+    truncated_header: "is not a batcher store",
+    newer: rf"written by a newer batcher \(store version {SCHEMA_VERSION + 1}\): upgrade batcher-openai",
+}
+
+
+def folder_of(path):
+    return {each.name: each.read_bytes() for each in path.parent.iterdir()}
+
+
+@pytest.mark.parametrize("make", FOREIGN, ids=lambda make: make.__name__)
+def test_what_is_not_our_store_is_refused_and_untouched(tmp_path, make):
+    path = tmp_path / "job.db"
+    make(path)
+    path.chmod(0o644)
+    before, modified = folder_of(path), path.stat().st_mtime_ns
+    for opener in (open_journal, reader.read, lambda path: list(reader.rows(path, "results"))):
+        with pytest.raises(StoreError, match=FOREIGN[make]) as caught:
+            opener(path)
+        assert str(path) in str(caught.value)
+        assert caught.value.exit_code == 2
+    assert folder_of(path) == before
+    assert path.stat().st_mtime_ns == modified
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_directory_is_refused(tmp_path):
+    for opener in (open_journal, reader.read):
+        with pytest.raises(StoreError, match="is a directory: --store needs a file"):
+            opener(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_refused_and_not_made(tmp_path):
+    with pytest.raises(StoreError, match="does not exist: make it, or name another --store"):
+        open_journal(tmp_path / "missing" / "job.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_refused(tmp_path):
+    path = tmp_path / "job.db"
+    text(path)
+    path.chmod(0)
+    for opener in (open_journal, reader.read):
+        with pytest.raises(StoreError, match="can't be read: Permission denied"):
+            opener(path)
+
+
+def test_a_file_that_fails_to_be_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "job.db"
+    text(path)
+    before = folder_of(path)
+
+    def refuse(*_args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(StoreError, match=r"job\.db can't be read: Permission denied"):
+        open_journal(path)
+    monkeypatch.undo()
+    assert folder_of(path) == before
+
+
+def test_a_folder_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(
+        StoreError, match=r"job\.db(\.lock can't be written|can't be made): Permission denied"
+    ):
+        open_journal(tmp_path / "job.db")
+
+
+def test_reading_what_does_not_exist_is_refused_and_makes_nothing(tmp_path):
+    for opener in (reader.read, lambda path: list(reader.rows(path, "errors"))):
+        with pytest.raises(StoreError, match="does not exist: nothing of this job has run yet"):
+            opener(tmp_path / "job.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_is_its_owners_alone(tmp_path):
+    path = tmp_path / "job.db"
+    mask = os.umask(0)
+    try:
+        open_journal(path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "job.db.lock").stat().st_mode) == 0o600
+
+
+def test_a_store_says_what_it_is_in_its_own_header(tmp_path):
+    path = tmp_path / "job.db"
+    open_journal(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_an_empty_file_becomes_a_store(tmp_path):
+    path = tmp_path / "job.db"
+    path.touch()
+    with pytest.raises(StoreError, match="nothing of this job has run yet"):
+        reader.read(path)
+    open_journal(path)
+    assert reader.read(path).base_url == URL
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "job.db"
+    monkeypatch.setattr(file, "schema", lambda: "CREATE TABLE job (id); CREATE TABLE broken (;")
+    with pytest.raises(StoreError, match="can't be made"):
+        open_journal(path)
+    monkeypatch.undo()
+    open_journal(path)
+    assert reader.read(path).done == 0
+
+
+def test_a_damaged_store_is_refused(tmp_path):
+    path = tmp_path / "job.db"
+    open_journal(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+    with pytest.raises(StoreError, match=r"job\.db can't be opened: "):
+        open_journal(path)
+    with pytest.raises(StoreError, match=r"job\.db can't be read: "):
+        reader.read(path)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from batcher.store.journal import Journal, Opening
+from batcher.testing import VirtualClock, inline_connection, run
+
+async def main():
+    opening = Opening(path=Path(sys.argv[1]), base_url="http://localhost/v1")
+    journal = await Journal.open(opening, VirtualClock(), inline_connection)
+    print("open", flush=True)
+    sys.stdin.read()
+    await journal.close()
+
+run(main, VirtualClock())
+"""
+
+
+def test_a_second_process_is_refused_with_the_first_ones_pid_and_the_kernel_gives_the_lock_back(tmp_path):
+    path = tmp_path / "job.db"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == b"open\n"
+            with pytest.raises(
+                StoreLockedError, match=f"is in use by process {holder.pid}: wait .*kill -INT"
+            ):
+                open_journal(path)
+            # reading goes on beside it
+            assert reader.read(path).done == 0
+        finally:
+            holder.kill()
+    open_journal(path)

@@ -1,0 +1,179 @@
+"""What a store says of its job: totals of the rows in the file, and a bill of every attempt ever made."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from batcher.errors import StoreError
+from batcher.store import file, reader
+from batcher.store.reader import ModelBill
+
+
+@pytest.fixture
+def path(tmp_path):
+    file.make(tmp_path / "job.db", "space", "http://localhost/v1", 1.0)
+    return tmp_path / "job.db"
+
+
+def write(path, *statements):
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        for sql, values in statements:
+            db.execute(sql, values)
+        db.execute("COMMIT")
+
+
+def row(number, seq):
+    return "INSERT INTO rows VALUES (?, ?, ?, ?)", (number, seq, number.to_bytes(16), f"r{number}")
+
+
+def attempt(number, model="m", worst=100):
+    return (
+        "INSERT INTO attempts VALUES (?, '[1]', 'k', 1, ?, 1.0, 10, ?)",
+        (number, model, worst),
+    )
+
+
+def settled(number, billed, cost=0, tokens=(0, 0, 0), status=200):
+    error = None if billed == "yes" else "lost"
+    return (
+        "INSERT INTO settlements VALUES (?, ?, 1.0, 2.0, ?, ?, NULL, ?, ?, ?, ?)",
+        (number, billed, status, error, *tokens, cost),
+    )
+
+
+def ended(number, state):
+    done = state == "done"
+    return (
+        "INSERT INTO outcomes VALUES (?, ?, 1, 200, NULL, x'7b7d', ?, ?, NULL)",
+        (number, state, None if done else "c", None if done else "m"),
+    )
+
+
+def test_a_new_store_holds_nothing(path):
+    contents = reader.read(path)
+    assert (contents.namespace, contents.base_url, contents.line_count) == (
+        "space",
+        "http://localhost/v1",
+        None,
+    )
+    assert (contents.done, contents.ended, contents.by_model) == (0, 0, {})
+
+
+def test_rows_are_counted_by_their_end_as_long_as_they_are_in_the_file(path):
+    states = ["done", "done", "done", "refused", "refused", "exhausted", "in_doubt"]
+    rows = [row(number, number) for number in range(1, 10)]
+    write(path, *rows, *(ended(number, state) for number, state in enumerate(states, 1)))
+    write(path, ("UPDATE rows SET seq = NULL WHERE id IN (3, 5)", ()))
+    contents = reader.read(path)
+    assert (contents.done, contents.refused, contents.exhausted, contents.in_doubt) == (2, 1, 1, 1)
+    assert contents.ended == 5
+
+
+def test_the_bill_adds_up_per_model(path):
+    write(
+        path,
+        *(attempt(number) for number in (1, 2, 3)),
+        attempt(4, "other", 7),
+        settled(1, "yes", 50, (10, 4, 2)),
+        settled(2, "no"),
+        settled(3, "yes", 60, (20, 0, 3)),
+        settled(4, "yes", 1, (1, 1, 1)),
+    )
+    assert reader.read(path).by_model == {
+        "m": ModelBill(
+            requests=3,
+            answered=2,
+            prompt_tokens=30,
+            cached_tokens=4,
+            completion_tokens=5,
+            cost_pico_usd=110,
+            in_doubt=0,
+            in_doubt_pico_usd_max=0,
+        ),
+        "other": ModelBill(
+            requests=1,
+            answered=1,
+            prompt_tokens=1,
+            cached_tokens=1,
+            completion_tokens=1,
+            cost_pico_usd=1,
+            in_doubt=0,
+            in_doubt_pico_usd_max=0,
+        ),
+    }
+
+
+def test_an_unknown_price_makes_the_cost_unknown_and_not_zero(path):
+    write(path, attempt(1), attempt(2), settled(1, "yes", 50), settled(2, "yes", None))
+    assert reader.read(path).by_model["m"].cost_pico_usd is None
+
+
+def test_what_is_in_doubt_is_bound_by_the_worst_of_each(path):
+    write(
+        path,
+        *(attempt(number, worst=number * 100) for number in (1, 2, 3, 4)),
+        settled(1, "maybe"),
+        settled(2, "no"),
+        settled(3, "yes", 5),
+        # the fourth is claimed and not settled: as much in doubt
+    )
+    bill = reader.read(path).by_model["m"]
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max, bill.cost_pico_usd) == (2, 500, 5)
+
+
+@pytest.mark.parametrize("settlement", [[], [settled(1, "maybe")]])
+def test_a_doubt_without_a_bound_makes_the_bound_unknown(path, settlement):
+    write(path, attempt(1, worst=None), attempt(2, worst=5), *settlement, settled(2, "maybe"))
+    bill = reader.read(path).by_model["m"]
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, None)
+
+
+def test_no_bound_is_no_matter_where_there_is_no_doubt(path):
+    write(path, attempt(1, worst=None), attempt(2, worst=None), settled(1, "yes", 5), settled(2, "no"))
+    bill = reader.read(path).by_model["m"]
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (0, 0)
+
+
+def test_only_claims_are_a_bill_of_nothing_certain(path):
+    write(path, attempt(1))
+    bill = reader.read(path).by_model["m"]
+    assert (bill.requests, bill.answered, bill.prompt_tokens, bill.cost_pico_usd) == (1, 0, 0, 0)
+
+
+def test_rows_come_in_the_order_of_the_file_however_many(path):
+    count = 1234
+    write(
+        path,
+        *(row(number, count + 1 - number) for number in range(1, count + 1)),
+        *(ended(number, "done") for number in range(1, count + 1)),
+    )
+    assert [each[1] for each in reader.rows(path, "results")] == [f"r{n}" for n in range(count, 0, -1)]
+
+
+def test_a_reader_that_stops_in_between_closes_its_connection(path):
+    write(path, row(1, 1), row(2, 2), ended(1, "done"), ended(2, "done"))
+    rows = reader.rows(path, "results")
+    assert next(rows)[1] == "r1"
+    rows.close()  # an unclosed connection would be a warning, and so an error
+
+
+def test_reading_writes_nothing(path):
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    reader.read(path)
+    list(reader.rows(path, "attempts_log"))
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_a_store_without_its_job_is_refused(path):
+    write(path, ("DELETE FROM job", ()))
+    with pytest.raises(StoreError, match="can't be read"):
+        reader.read(path)
+
+
+def test_a_store_that_lost_its_tables_is_refused(path):
+    write(path, ("DROP TABLE outcomes", ()))
+    for opener in (reader.read, lambda path: list(reader.rows(path, "results"))):
+        with pytest.raises(StoreError, match="can't be read: no such table"):
+            opener(path)

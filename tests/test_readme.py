@@ -1,0 +1,85 @@
+"""The README is held to what the program does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import batcher
+from batcher.cli import cli
+from batcher.parse import Draft, parse
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+
+
+def commands() -> list[str]:
+    """Every `batcher ...` line of an indented block."""
+    return [
+        line.strip().split("  #")[0].strip()
+        for line in README.splitlines()
+        if line.startswith("    batcher ")
+    ]
+
+
+def test_there_are_commands_to_check():
+    assert len([each for each in commands() if " run " in each]) >= 2
+
+
+@pytest.mark.parametrize("line", [each for each in commands() if ":" not in each and "/" not in each])
+def test_every_command_names_a_subcommand_and_options_that_exist(line):
+    _, subcommand, *words = shlex.split(line)
+    context = click.Context(cli)
+    command = cli.get_command(context, subcommand)
+    assert command is not None
+    known = {option for param in command.params for option in param.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_every_option_named_in_the_text_exists_somewhere():
+    context = click.Context(cli)
+    known = {
+        option
+        for name in cli.list_commands(context)
+        for param in cli.get_command(context, name).params
+        for option in param.opts
+    }
+    named = set(re.findall(r"`?(--[a-z][a-z-]+)", README))
+    assert named <= known | {"--help"}
+
+
+def test_the_public_names_are_the_ones_listed():
+    start = README.index("The public names:")
+    listed = re.findall(r"`(\w+)`", README[start : README.index("\n\n", start)])
+    assert sorted(listed) == sorted(batcher.__all__)
+    assert all(hasattr(batcher, name) for name in batcher.__all__)
+
+
+def test_the_job_lines_are_requests():
+    block = README[README.index("```json") + 7 :]
+    for number, line in enumerate(block[: block.index("```")].strip().splitlines(), 1):
+        assert isinstance(parse(line.encode(), number), Draft)
+
+
+def test_every_file_of_the_tree_exists():
+    start = README.index("    batcher/\n")
+    tree = README[start : README.index("\n\n", start)]
+    for line in tree.splitlines()[1:]:
+        within = ROOT / "batcher" if line.startswith("      ") else ROOT
+        for word in re.split(r" {3,}", line.strip())[0].split():
+            assert (within / word).exists(), word
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) <= targets
+
+
+def test_help_names_every_command():
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    for name in cli.list_commands(click.Context(cli)):
+        assert re.search(rf"^  {name}\b", result.output, re.MULTILINE)

@@ -1,0 +1,907 @@
+"""The loop with all its real parts but the network, in virtual time.
+
+The journal, the source, the pools, the verdicts and the queues are those of the product; a `MemoryTransport`
+answers, and hours pass at once. What is asserted is what the server saw and what the store holds.
+"""
+
+import gzip
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import anyio
+import orjson
+import pytest
+
+from batcher import run as run_module
+from batcher.limits.pool import SHARED, Limit, pools
+from batcher.limits.slots import Slots
+from batcher.money.prices import PriceBook
+from batcher.request import Lost, Reply
+from batcher.retry import MaxFailures, Outage
+from batcher.run import Loop, Parts, Stop
+from batcher.source import Requests, Source
+from batcher.store import reader
+from batcher.store.journal import Journal, Opening
+from batcher.summary import INTERRUPTED
+from batcher.tally import Tally
+from batcher.testing import (
+    MemoryTransport,
+    VirtualClock,
+    answer,
+    inline_connection,
+    loss,
+    refusal,
+    run,
+    script,
+)
+from batcher.verdict import Policy
+
+URL = "http://localhost/v1"
+
+
+@dataclass
+class Setting:
+    """A job and how it is run; the fields that a test does not name are the command's defaults."""
+
+    path: object
+    names: list[str] = field(default_factory=lambda: names(20))
+    answer: Callable = answer
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    model_of: Callable = lambda _name: "m"
+    max_tokens: int = 10
+    rpm: int | None = None
+    tpm: int | None = None
+    limits: dict = field(default_factory=dict)
+    slots: int = 8
+    max_attempts: int = 5
+    at_most_once: bool = False
+    reopen: frozenset = frozenset({"exhausted"})
+    max_failures: MaxFailures = field(default_factory=MaxFailures)
+    max_stall_s: float = 1800.0
+    grace_s: float = 30.0
+    connect: Callable = inline_connection
+    #: Called with the loop and the transport; what it returns runs beside the loop.
+    beside: Callable | None = None
+    job_file: str = "job.jsonl"
+
+
+@dataclass
+class Ran:
+    """What became of it."""
+
+    stopped: Stop | None
+    transport: MemoryTransport
+    tally: Tally
+    contents: reader.Contents
+    clock: VirtualClock
+    store: object
+
+    def look(self, sql):
+        with closing(sqlite3.connect(self.store)) as db:
+            return db.execute(sql).fetchall()
+
+    @property
+    def states(self):
+        sql = "SELECT custom_id, state FROM rows LEFT JOIN outcomes ON row = id WHERE seq > 0 ORDER BY seq"
+        return dict(self.look(sql))
+
+    @property
+    def sent(self):
+        """Names in the order in which their attempts left."""
+        gone = [each for each in self.transport.exchanges if each.sent_at is not None]
+        return [name_of(each.claimed) for each in sorted(gone, key=lambda each: each.sent_at)]
+
+    @property
+    def attempts(self):
+        return self.look(
+            "SELECT id, number, billed, status, error FROM attempts LEFT JOIN settlements ON attempt = id"
+        )
+
+
+def names(count):
+    return [f"r{number}" for number in range(1, count + 1)]
+
+
+def name_of(claimed):
+    return claimed.request.rows[0].custom_id
+
+
+def write_job(setting):
+    path = setting.path / setting.job_file
+    if not path.exists():
+        lines = [
+            orjson.dumps(
+                {
+                    "custom_id": name,
+                    "url": "/v1/chat/completions",
+                    "body": {
+                        "model": setting.model_of(name),
+                        "max_tokens": setting.max_tokens,
+                        "messages": [{"role": "user", "content": "Hi!!"}],
+                    },
+                }
+            )
+            for name in setting.names
+        ]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def go(setting, **changes):
+    """Run the job once; it ends by itself, or the deadlock is an error."""
+    for name, value in changes.items():
+        assert hasattr(setting, name)
+        setattr(setting, name, value)
+    path = write_job(setting)
+    clock, tally = setting.clock, Tally()
+    store = setting.path / "job.db"
+    opening = Opening(
+        path=store,
+        base_url=URL,
+        namespace="test",
+        at_most_once=setting.at_most_once,
+        reopen=setting.reopen,
+    )
+    transport = MemoryTransport(setting.answer, clock)
+
+    async def main():
+        journal = await Journal.open(opening, clock, setting.connect)
+        source = Source(str(path))
+        prices = PriceBook(URL, clock.wall())
+        try:
+            loop = Loop(
+                Parts(
+                    source=source,
+                    requests=Requests("test", {each: each for each in setting.limits}, SHARED, prices),
+                    journal=journal,
+                    transport=transport,
+                    pools=pools(Limit(setting.rpm, setting.tpm), setting.limits, 0.25),
+                    slots=Slots(setting.slots),
+                    prices=prices,
+                    policy=Policy(setting.max_attempts, setting.at_most_once),
+                    max_failures=setting.max_failures,
+                    outage=Outage(setting.max_stall_s),
+                    clock=clock,
+                    tally=tally,
+                    grace_s=setting.grace_s,
+                )
+            )
+            async with anyio.create_task_group() as tasks:
+                if setting.beside is not None:
+                    tasks.start_soon(setting.beside, loop, transport)
+                await loop.run()
+                tasks.cancel_scope.cancel()
+            return loop.stopped
+        finally:
+            source.close()
+            await transport.aclose()
+            await journal.close()
+
+    stopped = run(main, clock)
+    return Ran(stopped, transport, tally, reader.read(store), clock, store)
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path)
+
+
+def windows(times_and_costs, period=60.0):
+    """Return the largest sum of any window of a minute."""
+    events = sorted(times_and_costs)
+    worst = start = total = 0
+    for time, cost in events:
+        total += cost
+        while events[start][0] <= time - period:
+            total -= events[start][1]
+            start += 1
+        worst = max(worst, total)
+    return worst
+
+
+# --- all is well
+
+
+def test_all_rows_are_done_each_once_each_with_its_own_answer(setting):
+    ran = go(setting, names=names(1000))
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    assert Counter(ran.sent) == dict.fromkeys(names(1000), 1)
+    for _, name, _, _, body in reader.rows(ran.store, "results"):
+        assert orjson.loads(body)["choices"][0]["message"]["content"] == name
+    tally = ran.tally
+    assert (tally.succeeded, tally.requests, tally.retries, tally.in_flight) == (1000, 1000, 0, 0)
+    assert (tally.prompt_tokens, tally.completion_tokens) == (7000, 3000)
+    bill = ran.contents.by_model["m"]
+    assert (bill.requests, bill.prompt_tokens, bill.completion_tokens) == (1000, 7000, 3000)
+    assert ran.contents.line_count == 1000
+
+
+def test_a_finished_job_sends_nothing(setting):
+    go(setting)
+    ran = go(setting)
+    assert (ran.stopped, ran.transport.exchanges, ran.tally.already_done) == (None, [], 20)
+
+
+def test_slots_bound_what_is_in_flight_and_are_used(setting):
+    ran = go(setting, names=names(300), slots=5)
+    assert ran.transport.most_in_flight == 5
+    # 300 of 250 ms through 5 slots: nothing idles between them
+    assert ran.clock.now() == pytest.approx(15.0, abs=0.1)
+
+
+def test_broken_lines_and_used_names_fail_and_the_rest_runs(setting):
+    good = write_job(setting).read_bytes().splitlines()
+    (setting.path / "job.jsonl").write_bytes(b"\n".join([good[0], b"{oops", b"", good[1], good[0]]) + b"\n")
+    ran = go(setting)
+    assert ran.stopped is None
+    ends = ran.look("SELECT state FROM rows JOIN outcomes ON row = id ORDER BY seq")
+    assert [state for (state,) in ends] == ["done", "refused", "done", "refused"]
+    assert Counter(ran.sent) == {"r1": 1, "r2": 1}
+    assert (ran.tally.failed, ran.tally.rejected, ran.contents.line_count) == (2, 2, 4)
+    messages = [row[6] for row in reader.rows(ran.store, "errors")]
+    assert [message.partition(":")[0] for message in messages] == ["line 2", "line 5"]
+
+
+def test_the_same_seed_gives_the_same_order_of_events(tmp_path):
+    def trace(seed, folder):
+        (tmp_path / folder).mkdir()
+        clock = VirtualClock(seed)
+        faults = VirtualClock(99)
+
+        def server(claimed, now):
+            kind = faults.chance()
+            if kind < 0.15:
+                return refusal(429)(claimed, now)
+            if kind < 0.3:
+                return refusal(500)(claimed, now)
+            if kind < 0.4:
+                return loss("reset")(claimed, now)
+            return answer(claimed, now)
+
+        ran = go(Setting(tmp_path / folder, names(600), server, clock, max_attempts=50, rpm=6000))
+        exchanges = [
+            (each.claimed.id, name_of(each.claimed), each.sent_at) for each in ran.transport.exchanges
+        ]
+        return (
+            exchanges,
+            ran.look("SELECT * FROM attempts JOIN settlements ON attempt = id"),
+            ran.look("SELECT * FROM outcomes"),
+        )
+
+    first = trace(1, "first")
+    assert len(first[0]) > 700
+    assert trace(1, "same") == first
+    assert trace(2, "other") != first
+
+
+def test_the_reader_stays_no_further_ahead_than_it_may(setting, monkeypatch):
+    monkeypatch.setattr(run_module, "LOOK_AHEAD_REQUESTS", 300)
+    ahead = []
+
+    async def watch(loop, transport):
+        while True:
+            tally = loop._parts.tally
+            ahead.append(tally.rows_read - tally.ended - tally.in_flight)
+            await anyio.sleep(0.1)
+
+    ran = go(setting, names=names(3000), beside=watch)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    # a group is 256 rows, and is looked at as a whole
+    assert 300 < max(ahead) < 300 + 256
+    assert sorted(ahead)[len(ahead) // 2] > 100  # and it does not wait until all is sent
+
+
+def test_the_reader_stays_no_more_bytes_ahead_than_it_may(setting, monkeypatch):
+    monkeypatch.setattr(run_module, "LOOK_AHEAD_BYTES", 1000)
+    most = []
+
+    def server(claimed, now):
+        most.append(loops[0]._parts.tally.rows_read)
+        return answer(claimed, now)
+
+    loops = []
+
+    async def watch(loop, transport):
+        loops.append(loop)
+
+    go(setting, names=names(1000), answer=server, beside=watch)
+    assert most[0] == 256
+    assert most[-1] == 1000
+    assert most[250] <= 512
+
+
+# --- retries
+
+
+def test_a_failed_request_goes_again_at_its_due_time_and_others_meanwhile(setting):
+    seen = Counter()
+
+    def server(claimed, now):
+        seen[name_of(claimed)] += 1
+        if name_of(claimed) == "r1" and seen["r1"] < 4:
+            return refusal(500, retry_after_s=10)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server, slots=1)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    times = [each.sent_at for each in ran.transport.exchanges if name_of(each.claimed) == "r1"]
+    assert len(times) == 4
+    assert all(later - earlier >= 10.25 for earlier, later in pairwise(times))
+    assert ran.tally.retries == 3
+    # a row that waits holds no slot
+    assert ran.sent[1:20] == names(20)[1:]
+    numbers = [each.claimed.number for each in ran.transport.exchanges if name_of(each.claimed) == "r1"]
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_a_request_that_always_fails_is_given_up_after_its_attempts(setting):
+    def server(claimed, now):
+        return (refusal(500) if name_of(claimed) == "r3" else answer)(claimed, now)
+
+    ran = go(setting, answer=server, max_attempts=3)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
+    assert Counter(ran.sent)["r3"] == 3
+    # the next run tries again
+    ran = go(setting, answer=answer)
+    assert (ran.sent, set(ran.states.values())) == (["r3"], {"done"})
+
+
+def test_what_the_server_refuses_is_not_tried_again_unless_asked(setting):
+    def server(claimed, now):
+        return (refusal(400) if name_of(claimed) == "r3" else answer)(claimed, now)
+
+    assert Counter(go(setting, answer=server).sent)["r3"] == 1
+    assert go(setting, answer=server).sent == []
+    assert go(setting, answer=answer, reopen=frozenset({"refused"})).sent == ["r3"]
+
+
+def test_each_attempt_of_a_request_has_the_same_key_and_body(setting):
+    setting.answer = script(refusal(500), loss("reset"), refusal(429), answer)
+    ran = go(setting, names=["a"])
+    requests = [each.claimed.request for each in ran.transport.exchanges]
+    assert len(requests) == 4
+    assert len({(each.key, each.body) for each in requests}) == 1
+    assert [row[2:] for row in ran.attempts] == [
+        ("no", 500, "server_error"),
+        ("maybe", None, "lost"),
+        ("no", 429, "rate_limit"),
+        ("yes", 200, None),
+    ]
+
+
+# --- a server that says no
+
+
+def test_a_pause_stops_the_pool_and_one_request_goes_first(setting):
+    calls = []
+
+    def server(claimed, now):
+        calls.append(now)
+        if now < 1.0:
+            return refusal(429, retry_after_s=120)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server, names=names(40))
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    first = [now for now in calls if now < 1.0]
+    later = [now for now in calls if now >= 1.0]
+    # a slot is free when the reply is in, and the pool is paused when that is written down: two flights
+    assert 8 <= len(first) <= 16
+    assert later[0] >= 120.25
+    # the probe is alone until its answer is in
+    assert later[1] >= later[0] + 0.25
+    assert ran.tally.retries == len(first)
+    # nobody was charged for it: it was the pool's affair
+    assert all(each.claimed.charged == 0 for each in ran.transport.exchanges)
+
+
+def test_a_request_that_is_always_refused_for_rate_fails_and_the_others_go_on(setting):
+    def server(claimed, now):
+        return (refusal(429) if name_of(claimed) == "r5" else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(100))
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 99, "exhausted": 1}
+    assert ran.states["r5"] == "exhausted"
+
+
+def test_with_one_slot_and_one_poisonous_row_the_rest_is_done(setting):
+    def server(claimed, now):
+        return (refusal(429, retry_after_s=1) if name_of(claimed) == "r1" else answer)(claimed, now)
+
+    ran = go(setting, answer=server, slots=1, max_attempts=3)
+    assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "billing_not_active"])
+def test_a_quota_that_is_used_up_stops_the_run_and_rows_stay_pending(setting, code):
+    def server(claimed, now):
+        return (answer if now < 1.0 else refusal(429, code))(claimed, now)
+
+    ran = go(setting, answer=server, names=names(100))
+    assert ran.stopped.kind == ("quota" if code == "insufficient_quota" else "billing")
+    counts = Counter(ran.states.values())
+    assert set(counts) == {"done", None}
+    assert counts["done"] == 32
+    assert len(ran.transport.exchanges) <= 48  # what was sent before the first refusal was written down
+    assert {row[2] for row in ran.attempts} == {"yes", "no"}
+    ran = go(setting, answer=answer)
+    assert (ran.stopped, len(ran.sent), set(ran.states.values())) == (None, 68, {"done"})
+
+
+def test_a_key_that_is_refused_stops_the_run(setting):
+    ran = go(setting, answer=refusal(401))
+    assert ran.stopped.kind == "authentication"
+    assert set(ran.states.values()) == {None}
+
+
+# --- a server that is not there
+
+
+def test_an_outage_of_ten_minutes_costs_nothing_but_time(setting):
+    def server(claimed, now):
+        if 5 <= now < 605:
+            return loss("connect", left=False, after_s=0.01)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server, names=names(400), max_attempts=2)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    assert 605 < ran.clock.now() < 605 + 70 + 13
+    assert all(each.claimed.charged == 0 for each in ran.transport.exchanges)
+    assert Counter(row[2] for row in ran.attempts)["maybe"] == 0
+    assert ran.contents.by_model["m"].in_doubt == 0
+    # and the endpoint was left in peace meanwhile: backoffs up to a minute
+    assert sum(each.sent_at is None for each in ran.transport.exchanges) < 80
+    assert Counter(ran.sent) == dict.fromkeys(names(400), 1)
+
+
+def test_an_outage_that_does_not_end_stops_the_run(setting):
+    ran = go(setting, answer=loss("connect", left=False), max_stall_s=1800.0)
+    assert ran.stopped.kind == "stall"
+    assert 1800 <= ran.clock.now() < 1800 + 60 + 31
+    assert set(ran.states.values()) == {None}
+    ran = go(setting, answer=answer)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+
+
+def test_an_outage_ends_with_an_answer_of_any_kind(setting):
+    def server(claimed, now):
+        if 1400 < now < 1460:
+            return refusal(500)(claimed, now)
+        if now < 3000:
+            return loss("connect", left=False)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server, max_attempts=1000)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+
+
+# --- stopping
+
+
+def stopping(at, hurry_at=None):
+    async def beside(loop, transport):
+        await anyio.sleep(at)
+        loop.stop(INTERRUPTED)
+        if hurry_at is not None:
+            await anyio.sleep(hurry_at - at)
+            loop.hurry()
+
+    return beside
+
+
+def test_stop_lets_what_is_in_flight_land(setting):
+    def server(claimed, now):
+        return Reply(200, (), answer(claimed, now).body, now, now + 10)
+
+    ran = go(setting, answer=server, names=names(100), beside=stopping(15))
+    assert ran.stopped == INTERRUPTED
+    assert ran.clock.now() == pytest.approx(20.0, abs=0.1)
+    assert Counter(ran.states.values()) == {"done": 16, None: 84}
+    assert len(ran.transport.exchanges) == 16
+    assert {row[2] for row in ran.attempts} == {"yes"}
+    ran = go(setting, answer=answer, beside=None)
+    assert (len(ran.sent), set(ran.states.values())) == (84, {"done"})
+
+
+@pytest.mark.parametrize(("hurry_at", "ends"), [(None, 1 + 30.0), (5, 5.0)])
+def test_after_the_grace_what_is_in_flight_is_cut_off_and_may_have_been_billed(setting, hurry_at, ends):
+    def server(claimed, now):
+        return Reply(200, (), b"", now, math.inf)
+
+    ran = go(setting, answer=server, beside=stopping(1, hurry_at))
+    assert ran.stopped == INTERRUPTED
+    assert ran.clock.now() == pytest.approx(ends, abs=0.1)
+    assert [row[2:] for row in ran.attempts] == [("maybe", None, "lost")] * 8
+    assert set(ran.states.values()) == {None}
+    assert ran.contents.by_model["m"].in_doubt == 8
+    ran = go(setting, answer=answer, beside=None)
+    assert (len(ran.sent), set(ran.states.values())) == (20, {"done"})
+    assert ran.contents.by_model["m"].in_doubt == 8
+
+
+def test_the_first_reason_stays(setting):
+    async def beside(loop, transport):
+        await anyio.sleep(1)
+        loop.stop(Stop("first", "x"))
+        loop.stop(INTERRUPTED)
+
+    ran = go(setting, names=names(100), beside=beside)
+    assert ran.stopped.kind == "first"
+
+
+def test_stopped_before_anything_is_read_it_ends(setting):
+    ran = go(setting, beside=stopping(0))
+    assert ran.stopped == INTERRUPTED
+    assert ran.clock.now() < 1
+
+
+def test_stopped_in_a_long_pause_it_ends_at_once(setting):
+    ran = go(setting, answer=refusal(429, retry_after_s=3600), beside=stopping(10))
+    assert ran.stopped == INTERRUPTED
+    assert ran.clock.now() == pytest.approx(10)
+
+
+def slow_commits(seconds):
+    """Connect to a disk that takes so long for each commit."""
+
+    class Slow:
+        def __init__(self, db):
+            self._db = db
+
+        def __getattr__(self, name):
+            return getattr(self._db, name)
+
+        async def execute(self, sql, parameters=None):
+            if sql == "COMMIT":
+                await anyio.sleep(seconds)
+            return await self._db.execute(sql, parameters)
+
+    async def connect(path):
+        return Slow(await inline_connection(path))
+
+    return connect
+
+
+def test_what_was_claimed_and_not_sent_is_settled_as_never_left(setting):
+    ran = go(setting, connect=slow_commits(1.0), beside=stopping(0.5))  # while the claim commits
+    assert ran.stopped == INTERRUPTED
+    assert ran.transport.exchanges == []
+    attempts = ran.attempts
+    assert len(attempts) == 8
+    assert {(number, billed, status) for _, number, billed, status, _ in attempts} == {(1, "no", None)}
+    assert ran.contents.by_model["m"].in_doubt == 0
+    assert ran.tally.requests == 0
+
+
+def test_a_claim_comes_before_its_sending_and_a_settlement_before_it_counts(setting):
+    claimed_at_send, counted = [], []
+
+    def server(claimed, now):
+        with closing(sqlite3.connect(setting.path / "job.db")) as db:
+            ids = {row[0] for row in db.execute("SELECT id FROM attempts")}
+            done = db.execute("SELECT count(*) FROM outcomes").fetchone()[0]
+        claimed_at_send.append(claimed.id in ids)
+        counted.append(loops[0]._parts.tally.succeeded <= done)
+        return answer(claimed, now)
+
+    loops = []
+
+    async def beside(loop, transport):
+        loops.append(loop)
+
+    go(setting, answer=server, names=names(60), connect=slow_commits(0.1), beside=beside)
+    assert all(claimed_at_send)
+    assert all(counted)
+    assert len(counted) == 60
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("took_s", [0.25, 100.0])
+def test_no_minute_holds_more_requests_than_the_limit(setting, took_s):
+    def server(claimed, now):
+        kind = faults.chance()
+        if kind < 0.1:
+            return refusal(500)(claimed, now)
+        reply = answer(claimed, now)
+        return Reply(200, (), reply.body, now + 3 * faults.chance(), now + 3 + took_s)
+
+    faults = VirtualClock(5)
+    ran = go(setting, answer=server, names=names(400), rpm=60, slots=200, max_attempts=20)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    sent = [(each.sent_at, 1) for each in ran.transport.exchanges]
+    assert windows(sent) <= 60
+    assert windows(sent) >= 54  # and the limit is used
+    assert ran.clock.now() < len(sent) * 1.15 + 2 * took_s + 10
+
+
+def test_no_minute_holds_more_tokens_than_the_limit(setting):
+    ran = go(setting, names=names(300), tpm=6000, max_tokens=100, slots=100)
+    assert ran.stopped is None
+    tokens = {each.claimed.request.tokens for each in ran.transport.exchanges}
+    assert len(tokens) == 1
+    sent = [(each.sent_at, each.claimed.request.tokens) for each in ran.transport.exchanges]
+    assert 5000 <= windows(sent) <= 6000
+
+
+def test_a_slow_answer_does_not_hold_up_a_limit_of_one(setting):
+    """The window opens a minute after a request has left, not when it has landed."""
+
+    def server(claimed, now):
+        return Reply(200, (), answer(claimed, now).body, now, now + 200)
+
+    ran = go(setting, answer=server, names=names(5), rpm=1)
+    assert set(ran.states.values()) == {"done"}
+    assert ran.clock.now() < 4 * 61 + 200 + 1
+
+
+def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
+    path = write_job(setting)
+    large = path.read_bytes().splitlines()[3].replace(b'"max_tokens":10', b'"max_tokens":5000')
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:3], large, *lines[4:]]) + b"\n")
+    ran = go(setting, tpm=1000)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
+    ((_, name, status, _, _, code, message, line),) = reader.rows(ran.store, "errors")
+    assert (name, status, code) == ("r4", None, "exceeds_limit")
+    assert "and the limit is 1000 per minute: raise --tpm" in message
+    assert orjson.loads(line)["body"]["max_tokens"] == 5000
+    # with room for it, it runs
+    assert go(setting, tpm=None).sent == ["r4"]
+
+
+def test_a_file_of_nothing_but_too_large_rows_comes_to_its_end(setting, monkeypatch):
+    monkeypatch.setattr(run_module, "LOOK_AHEAD_REQUESTS", 100)
+    ran = go(setting, names=names(1000), tpm=1000, max_tokens=5000)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"exhausted": 1000}
+
+
+def test_pools_share_slots_and_each_has_its_own_limit(setting):
+    limits = {"a": Limit(rpm=60), "b": Limit(rpm=600)}
+    ran = go(setting, names=names(200), model_of=lambda name: "ab"[int(name[1:]) % 2], limits=limits)
+    assert set(ran.states.values()) == {"done"}
+    for model, rpm in (("a", 60), ("b", 600)):
+        sent = [(each.sent_at, 1) for each in ran.transport.exchanges if each.claimed.request.model == model]
+        assert len(sent) == 100
+        assert windows(sent) <= rpm
+    assert ran.transport.most_in_flight <= 8
+    last = max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
+    assert last < 12  # b did not wait for a, which takes 100 s
+
+
+def test_a_paused_pool_does_not_idle_another(setting):
+    def server(claimed, now):
+        if claimed.request.model == "a" and now < 600:
+            return refusal(429, retry_after_s=600)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(
+        setting,
+        answer=server,
+        names=names(400),
+        model_of=lambda name: "ab"[int(name[1:]) % 2],
+        limits={"a": Limit(), "b": Limit()},
+    )
+    assert set(ran.states.values()) == {"done"}
+    last = max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
+    assert last < 200 * 0.25 / 8 * 1.5 + 1
+
+
+def test_a_pool_of_slow_answers_does_not_take_every_slot(setting):
+    def server(claimed, now):
+        took = 300 if claimed.request.model == "a" else 0.25
+        return Reply(200, (), answer(claimed, now).body, now, now + took)
+
+    ran = go(
+        setting,
+        answer=server,
+        names=names(400),
+        model_of=lambda name: "ab"[int(name[1:]) % 2],
+        limits={"a": Limit(), "b": Limit()},
+    )
+    assert set(ran.states.values()) == {"done"}
+    last = max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
+    assert last < 100
+
+
+# --- failures that stop the run
+
+
+def test_too_many_failures_stop_the_run(setting):
+    def server(claimed, now):
+        return (refusal(400) if int(name_of(claimed)[1:]) % 2 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(1000), max_failures=MaxFailures(count=10))
+    assert ran.stopped.kind == "failures"
+    failed = Counter(ran.states.values())["refused"]
+    assert 10 <= failed <= 10 + 8
+    assert Counter(ran.states.values())[None] > 900
+
+
+def test_a_share_of_failures_is_looked_at_after_enough_rows(setting):
+    def server(claimed, now):
+        return (refusal(400) if int(name_of(claimed)[1:]) <= 150 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(1000), max_failures=MaxFailures(share=0.5))
+    assert ran.stopped.kind == "failures"
+    assert 200 <= ran.tally.ended <= 200 + 8
+
+
+def test_rejected_lines_are_no_failures_of_the_server(setting):
+    path = setting.path / "job.jsonl"
+    path.write_bytes(b"broken\n" * 400 + write_job(setting).read_bytes())
+    ran = go(setting, max_failures=MaxFailures(count=5))
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"refused": 400, "done": 20}
+
+
+@pytest.mark.parametrize("cut", [loss("reset"), loss("timeout"), refusal(504)])
+def test_at_most_once_what_may_have_been_billed_is_not_sent_again(setting, cut):
+    def server(claimed, now):
+        return (cut if name_of(claimed) in ("r2", "r9") else answer)(claimed, now)
+
+    ran = go(setting, answer=server, at_most_once=True)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 18, "in_doubt": 2}
+    assert Counter(ran.sent) == dict.fromkeys(names(20), 1)
+    assert ran.contents.by_model["m"].in_doubt == 2
+    assert [orjson.loads(row[7])["custom_id"] for row in reader.rows(ran.store, "errors")] == ["r2", "r9"]
+    assert go(setting, answer=answer).sent == []
+    assert go(setting, reopen=frozenset({"in_doubt"})).sent == ["r2", "r9"]
+
+
+def test_at_most_once_cut_off_by_the_grace_is_in_doubt(setting):
+    def server(claimed, now):
+        return Reply(200, (), b"", now, math.inf)
+
+    ran = go(setting, answer=server, at_most_once=True, beside=stopping(1))
+    assert Counter(ran.states.values()) == {"in_doubt": 8, None: 12}
+
+
+# --- the disk, and the job file
+
+
+#: Statements that opening the store takes.
+OPENING = 8
+
+
+def failing_disk(statement):
+    """Connect to a disk that fails for good at the n-th statement."""
+
+    class Failing:
+        def __init__(self, db):
+            self._db = db
+            self._count = 0
+
+        def __getattr__(self, name):
+            return getattr(self._db, name)
+
+        async def execute(self, sql, parameters=None):
+            self._count += 1
+            if self._count >= statement:
+                raise sqlite3.OperationalError("database or disk is full")
+            return await self._db.execute(sql, parameters)
+
+        async def execute_fetchall(self, sql, parameters=None):
+            return await self._db.execute_fetchall(sql, parameters)
+
+    async def connect(path):
+        return Failing(await inline_connection(path))
+
+    return connect
+
+
+def test_a_full_disk_at_any_statement_stops_the_run_and_what_was_committed_stays(tmp_path):
+    for statement in range(OPENING + 1, 200):
+        (tmp_path / str(statement)).mkdir()
+        setting = Setting(tmp_path / str(statement), names(60))
+        ran = go(setting, connect=failing_disk(statement))
+        if ran.stopped is None:
+            break
+        assert ran.stopped.kind == "disk"
+        assert "disk is full" in ran.stopped.reason
+        assert ran.clock.now() < 60
+        done_before = {name for name, state in ran.states.items() if state == "done"}
+        again = go(setting, connect=inline_connection)
+        assert (again.stopped, set(again.states.values())) == (None, {"done"})
+        assert not done_before & set(again.sent)
+        # what was answered and could not be written down is in doubt: at most one flight
+        assert len(ran.sent) + len(again.sent) <= 60 + 8
+        assert again.contents.by_model["m"].in_doubt <= 8
+    assert statement > 30
+
+
+def broken_file(setting, count=1000):
+    """Make a compressed job file that ends too soon."""
+    setting.names = names(count)
+    whole = write_job(setting)
+    content = gzip.compress(whole.read_bytes(), 1)
+    whole.unlink()
+    setting.job_file = "job.jsonl.gz"
+    (setting.path / "job.jsonl.gz").write_bytes(content[: len(content) * 3 // 4])
+
+
+def test_a_file_that_breaks_off_is_run_up_to_there(setting, monkeypatch):
+    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    broken_file(setting)
+    ran = go(setting)
+    assert ran.stopped.kind == "input"
+    assert "can't be read on" in ran.stopped.reason
+    assert set(ran.states.values()) == {"done"}
+    assert len(ran.sent) == len(ran.states) > 256
+    assert ran.contents.line_count is None
+
+
+def test_after_a_broken_file_a_stop_still_stops(setting, monkeypatch):
+    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    broken_file(setting)
+    ran = go(setting, slots=1, beside=stopping(5))
+    assert ran.stopped.kind == "input"
+    assert ran.clock.now() < 6
+
+
+def test_after_a_broken_file_a_used_up_quota_still_stops(setting, monkeypatch):
+    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    broken_file(setting)
+    ran = go(
+        setting,
+        answer=lambda claimed, now: (answer if now < 5 else refusal(429, "insufficient_quota"))(claimed, now),
+        slots=1,
+    )
+    assert ran.stopped.kind == "input"
+    assert len(ran.transport.exchanges) < 25
+
+
+def test_an_error_in_the_loop_itself_is_not_swallowed(setting):
+    def server(claimed, now):
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        go(setting, answer=server)
+    assert caught.group_contains(ZeroDivisionError)
+
+
+# --- the last minute
+
+
+def test_a_restart_does_not_double_the_minute(setting):
+    """The caller seeds the pools; what the journal tells of the last minute is what the server saw."""
+    go(setting, names=names(20), rpm=600)
+    sent = []
+
+    async def main():
+        opening = Opening(path=setting.path / "job.db", base_url=URL)
+        journal = await Journal.open(opening, setting.clock, inline_connection)
+        sent.extend(await journal.recent(60.25))
+        await journal.close()
+
+    run(main, setting.clock)
+    assert len(sent) == 20
+    assert all(at <= setting.clock.now() for _, at, _ in sent)
+
+
+def test_lost_attempts_are_never_left_only_if_they_never_left(setting):
+    """The word `left` alone decides what may have been billed."""
+    setting.answer = script(
+        lambda _, now: Lost(False, "reset", "before it left", None, now + 1),
+        lambda _, now: Lost(True, "connect", "after it left", now, now + 1),
+        answer,
+    )
+    ran = go(setting, names=["a"])
+    assert [row[2] for row in ran.attempts] == ["no", "maybe", "yes"]
