@@ -17,13 +17,13 @@ from batcher.errors import ConfigurationError, JobFileError, StoreWriteError
 from batcher.limits.pool import SHARED, Limit, Pool, pools
 from batcher.limits.slots import Slots
 from batcher.limits.window import PERIOD_S, SKEW_S
+from batcher.loop import Loop, Parts, Stop
 from batcher.money.overrides import read_overrides
 from batcher.money.prices import PriceBook
 from batcher.options import Delivery, Options, Paths
 from batcher.request import State
 from batcher.results import check_writable, write_errors, write_results
 from batcher.retry import Outage
-from batcher.run import Loop, Parts, Stop
 from batcher.source import Requests, Source, count_rows
 from batcher.store import reader
 from batcher.store.journal import Journal, Opening
@@ -81,7 +81,7 @@ async def run_job(
     clock = clock or SystemClock()
     began = clock.now()
     endpoint = Endpoint.from_environment(options.base_url, environ)
-    paths = Paths.of(options.job, options.store, options.output, options.errors)
+    paths = options.paths()
     _check_job_file(options.job)
     for path in (paths.output, paths.errors):
         check_writable(path)

@@ -26,6 +26,11 @@ class Lane:
         """Say whether it would take a slot at `now` if it got one."""
         return self.bound is None and self.ramp.free > 0 and next(self.queue.ready(now), None) is not None
 
+    def pause(self, until: float, now: float) -> None:
+        """Admit nothing before `until`, then a probe, and then open up again."""
+        if self.pool.pause(until, now):
+            self.ramp.cut()
+
     def note_bound(self, now: float) -> None:
         """Note which limit its first request waits for."""
         head = next(self.queue.ready(now), None)

@@ -61,18 +61,27 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             _at_least_one(f"--limit {model}", limit.tpm)
         for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf") or (name == "timeout_s" and not value):
+            if not 0 <= value < float("inf"):
                 raise ConfigurationError(
-                    f"--{name[:-2].replace('_', '-')} must be a number of seconds, not {value}"
+                    f"--{name[:-2].replace('_', '-')} must be 0 seconds or more, not {value}"
                 )
+        if not self.timeout_s:
+            raise ConfigurationError("--timeout must be more than 0 seconds: no request can be that fast")
+        if self.namespace == "":
+            raise ConfigurationError("--namespace must not be empty: leave it out for the store's own")
         if self.delivery not in get_args(Delivery):
             raise ConfigurationError(
                 f"--delivery must be one of {', '.join(get_args(Delivery))}, not {self.delivery}"
             )
-        if self.job == "-" and self.store is None:
-            raise ConfigurationError(
-                "a job from standard input has no name: say where its store is with --store"
-            )
+        self.paths()
+
+    def paths(self) -> "Paths":
+        """Return where the job's files are.
+
+        Raises:
+            ConfigurationError: standard input has no name to make them from, or two of them are the same.
+        """
+        return Paths.of(self.job, self.store, self.output, self.errors)
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -86,16 +95,27 @@ class Paths(msgspec.Struct, frozen=True):
     def of(
         cls, job: str, store: Path | None, output: Path | None = None, errors: Path | None = None
     ) -> "Paths":
-        """Name them after the job file, or, for standard input, after the store."""
+        """Name them after the job file, or, for standard input, after the store; see `Options.paths`."""
+        if job == "-" and store is None:
+            raise ConfigurationError(
+                "a job from standard input has no name: say where its store is with --store"
+            )
         base = str(store) if job == "-" else job
         for suffix in (".db",) if job == "-" else (".gz", ".zst"):
             base = base.removesuffix(suffix)
         base = base.removesuffix(".jsonl")
-        return cls(
+        paths = cls(
             store or Path(f"{base}.db"),
             output or Path(f"{base}.results.jsonl"),
             errors or Path(f"{base}.errors.jsonl"),
         )
+        named = [Path(job), paths.store, paths.output, paths.errors]
+        if len({path.resolve() for path in named}) < len(named):
+            raise ConfigurationError(
+                f"the job ({job}), the store ({paths.store}), the results ({paths.output}) and the errors "
+                f"({paths.errors}) must be four different files"
+            )
+        return paths
 
 
 def _at_least_one(option: str, value: int | None) -> None:

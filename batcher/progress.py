@@ -9,8 +9,8 @@ import anyio.to_thread
 from tqdm import tqdm
 
 from batcher.clock import Clock
+from batcher.loop import Loop
 from batcher.money.cost import PICO_PER_USD
-from batcher.run import Loop
 from batcher.tally import Tally
 
 #: A terminal's line is renewed so often, and elsewhere a plain line is printed so often, in seconds.

@@ -98,7 +98,7 @@ def check_writable(path: Path) -> None:
         message = f"{path} is a directory: name a file"
         raise ConfigurationError(message)
     if not path.parent.is_dir():
-        message = f"{path.parent} does not exist: make it, or name another file"
+        message = f"the folder {path.parent} does not exist: make it, or name another file"
         raise ConfigurationError(message)
     if not os.access(path.parent, os.W_OK):
         message = f"{path.parent} can't be written: name a file elsewhere"

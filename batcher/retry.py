@@ -69,6 +69,11 @@ class Outage:
         self._since = None
         self.failures = 0
 
+    @property
+    def ends_at(self) -> float:
+        """When the outage, if there is one, will have lasted too long."""
+        return float("inf") if self._since is None else self._since + self._max_stall_s
+
     def too_long(self, now: float) -> bool:
         """Say whether the outage has lasted longer than the run may stall."""
         return self._since is not None and now - self._since >= self._max_stall_s

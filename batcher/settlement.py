@@ -34,6 +34,12 @@ def unsent(request: Request, state: State, code: str, message: str) -> list[Outc
     ]
 
 
+def in_doubt(requests: Sequence[Request]) -> list[Outcome]:
+    """Make the ends of rows that were sent by a process that died, and are not sent again."""
+    message = "it was sent, and its answer lost: it may have been billed; to send it again: --retry-in-doubt"
+    return [end for each in requests for end in unsent(each, "in_doubt", "in_doubt", message)]
+
+
 def _answered(claimed: Claimed, landed: Landed, done: Done, cost_pico_usd: int | None) -> Settlement:
     usage = done.usage
     attempt = Attempt(

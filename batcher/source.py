@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import os
+import select
 import sys
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -35,6 +37,8 @@ _PIECE = 1 << 14
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 #: So many lines are parsed and matched at a time: few enough not to hold the loop up.
 _GROUP = 256
+#: So often a reader that waits for standard input looks whether anybody still wants it, in seconds.
+_STDIN_WAIT_S = 0.25
 
 
 class Requests:
@@ -100,27 +104,23 @@ class Source:
                     yield _identify([parse(line, seq) for seq, line in lines], lines, seen, requests)
 
     async def _groups_of_lines(self) -> AsyncIterator[list[tuple[int, bytes]]]:
-        group: list[tuple[int, bytes]] = []
-        try:
-            async for block in self._lines.blocks():
-                for raw in block:
-                    if self._limit is not None and self.count >= self._limit:
-                        yield group
-                        return
-                    self.last_seq += 1
-                    line = raw.strip()
-                    if not line:
-                        continue
-                    self.count += 1
-                    group.append((self.last_seq, line))
-                    if len(group) == _GROUP:
-                        yield group
-                        group = []
-        except JobFileError:
-            # What came before is good.
+        async for block in self._lines.blocks():
+            group: list[tuple[int, bytes]] = []
+            for raw in block:
+                if self._limit is not None and self.count >= self._limit:
+                    yield group
+                    return
+                self.last_seq += 1
+                line = raw.strip()
+                if not line:
+                    continue
+                self.count += 1
+                group.append((self.last_seq, line))
+                if len(group) == _GROUP:
+                    yield group
+                    group = []
+            # Not kept for the next block: it may break, or be long in coming from who writes to our input.
             yield group
-            raise
-        yield group
         self.ended = True
 
     async def count_rest(self) -> int:
@@ -130,7 +130,10 @@ class Source:
         """
         if self.ended or self._lines.is_stdin:
             return self.count
-        return await anyio.to_thread.run_sync(count_rows, self._lines.path)
+        try:
+            return await anyio.to_thread.run_sync(count_rows, self._lines.path)
+        except JobFileError:
+            return self.count  # what can't be read can't be counted
 
     def close(self) -> None:
         """Close the file."""
@@ -180,6 +183,7 @@ class Lines:
         self.is_stdin = path == "-"
         self._file: BinaryIO | None = None
         self._broken: Exception | None = None
+        self._closed = False
         self._rest: list[bytes] = []
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
@@ -213,13 +217,15 @@ class Lines:
 
     def _read(self) -> bytes:
         """Read a block: of standard input what is there, of a broken file what comes before the break."""
-        reader = cast("io.BufferedReader", self._file)
         pieces: list[bytes] = []
         missing = _BLOCK
         try:
+            if self.is_stdin:
+                return self._read_stdin()
+            reader = cast("io.BufferedReader", self._file)
             while self._broken is None and missing and (piece := reader.read1(missing)):
                 pieces.append(piece)
-                missing = 0 if self.is_stdin else missing - len(piece)
+                missing -= len(piece)
         except _UNREADABLE as error:
             self._broken = error
         if self._broken is not None and not pieces:
@@ -227,8 +233,17 @@ class Lines:
             raise JobFileError(message) from self._broken
         return b"".join(pieces)
 
+    def _read_stdin(self) -> bytes:
+        """Wait for input and take what is there; a run that has ended meanwhile is not held up by it."""
+        descriptor = cast("BinaryIO", self._file).fileno()
+        while not self._closed:
+            if select.select([descriptor], [], [], _STDIN_WAIT_S)[0]:
+                return os.read(descriptor, _BLOCK)
+        return b""
+
     def close(self) -> None:
         """Close the file; standard input is left to the process."""
+        self._closed = True
         if self._file is not None and not self.is_stdin:
             self._file.close()
 

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
+from batcher.loop import Stop
 from batcher.money.cost import usd_string
-from batcher.run import Stop
 from batcher.store.reader import Contents
 from batcher.tally import Tally
 
@@ -63,6 +63,19 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         if self.stopped is not None:
             return 130 if self.stopped == INTERRUPTED.reason else 3
         return 1 if self.failed or self.in_doubt or self.pending else 0
+
+
+def not_begun(reason: str) -> Summary:
+    """Make the summary of a run that could not begin: nothing was read, sent or paid for."""
+    return Summary(
+        **dict.fromkeys(("rows", "succeeded", "failed", "in_doubt", "pending", "already_done"), 0),
+        **dict.fromkeys(("requests", "retries", "prompt_tokens", "completion_tokens"), 0),
+        cost_usd="0.00",
+        in_doubt_cost_usd_max="0.00",
+        elapsed_s=0.0,
+        stopped=reason,
+        by_model={},
+    )
 
 
 def summarise(contents: Contents, rows: int, tally: Tally, elapsed_s: float, stopped: str | None) -> Summary:

@@ -35,8 +35,8 @@ def test_a_run_does_not_import_the_official_client():
     assert "openai" not in done.stdout.split()
 
 
-@pytest.mark.parametrize("first", ["batcher.job", "batcher.run", "batcher.progress", "batcher.testing"])
+@pytest.mark.parametrize("first", ["batcher.job", "batcher.loop", "batcher.progress", "batcher.testing"])
 def test_run_is_the_function_whatever_was_imported_before(first):
-    code = f"import inspect, {first}, batcher\nassert inspect.iscoroutinefunction(batcher.run), batcher.run"
+    code = f"import inspect, {first}, batcher\nassert inspect.iscoroutinefunction(batcher.run), batcher.loop"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -30,12 +30,12 @@ NAN, INF = float("nan"), float("inf")
         ({"limit_rows": 0}, "--limit-rows must be at least 1, not 0"),
         ({"limits": {"gpt": Limit(rpm=0)}}, "--limit gpt must be at least 1, not 0"),
         ({"limits": {"gpt": Limit(tpm=0)}}, "--limit gpt must be at least 1, not 0"),
-        ({"timeout_s": 0}, "--timeout must be a number of seconds, not 0"),
-        ({"timeout_s": -1.0}, "--timeout must be a number of seconds"),
-        ({"timeout_s": NAN}, "--timeout must be a number of seconds, not nan"),
-        ({"max_stall_s": INF}, "--max-stall must be a number of seconds, not inf"),
-        ({"grace_s": -0.1}, "--grace must be a number of seconds"),
-        ({"burst_s": NAN}, "--burst must be a number of seconds"),
+        ({"timeout_s": 0}, "--timeout must be more than 0 seconds"),
+        ({"timeout_s": -1.0}, "--timeout must be 0 seconds or more"),
+        ({"timeout_s": NAN}, "--timeout must be 0 seconds or more, not nan"),
+        ({"max_stall_s": INF}, "--max-stall must be 0 seconds or more, not inf"),
+        ({"grace_s": -0.1}, "--grace must be 0 seconds or more"),
+        ({"burst_s": NAN}, "--burst must be 0 seconds or more"),
         ({"delivery": "exactly-once"}, "--delivery must be one of at-least-once, at-most-once, not exactly"),
         ({"job": "-"}, "say where its store is with --store"),
     ],
@@ -89,3 +89,22 @@ def test_a_named_file_is_taken_as_named():
     paths = Paths.of("a.jsonl", Path("s"), Path("o"), Path("e"))
     assert paths == Paths(Path("s"), Path("o"), Path("e"))
     assert Paths.of("a.jsonl", None, output=Path("o")).errors == Path("a.errors.jsonl")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"output": Path("a.jsonl")},
+        {"errors": Path("./a.jsonl")},
+        {"store": Path("a.results.jsonl")},
+        {"output": Path("b"), "errors": Path("b")},
+    ],
+)
+def test_no_file_of_a_job_may_be_another_one_of_it(given):
+    with pytest.raises(ConfigurationError, match="must be four different files"):
+        Options(**{"job": "a.jsonl", **given})
+
+
+def test_an_empty_namespace_is_refused():
+    with pytest.raises(ConfigurationError, match="--namespace must not be empty"):
+        Options(job="a.jsonl", namespace="")

@@ -17,13 +17,13 @@ import anyio
 import orjson
 import pytest
 
-from batcher import run as run_module
+from batcher import loop as loop_module
 from batcher.limits.pool import SHARED, Limit, pools
 from batcher.limits.slots import Slots
+from batcher.loop import Loop, Parts, Stop
 from batcher.money.prices import PriceBook
 from batcher.request import Lost, Reply
 from batcher.retry import MaxFailures, Outage
-from batcher.run import Loop, Parts, Stop
 from batcher.source import Requests, Source
 from batcher.store import reader
 from batcher.store.journal import Journal, Opening
@@ -174,8 +174,13 @@ def go(setting, **changes):
             async with anyio.create_task_group() as tasks:
                 if setting.beside is not None:
                     tasks.start_soon(setting.beside, loop, transport)
-                await loop.run()
+                with anyio.fail_after(86_400):
+                    await loop.run()
                 tasks.cancel_scope.cancel()
+            if loop.stopped is None:
+                # everything that is counted up is counted down
+                assert (loop._outstanding, loop._queued_bytes, loop._unsettled_bytes) == (0, 0, 0)
+                assert (loop._slots.taken, tally.in_flight, loop._probes) == (0, 0, set())
             return loop.stopped
         finally:
             source.close()
@@ -264,7 +269,7 @@ def test_the_same_seed_gives_the_same_order_of_events(tmp_path):
                 return loss("reset")(claimed, now)
             return answer(claimed, now)
 
-        ran = go(Setting(tmp_path / folder, names(600), server, clock, max_attempts=50, rpm=6000))
+        ran = go(Setting(tmp_path / folder, names(300), server, clock, max_attempts=50, rpm=6000))
         exchanges = [
             (each.claimed.id, name_of(each.claimed), each.sent_at) for each in ran.transport.exchanges
         ]
@@ -275,13 +280,13 @@ def test_the_same_seed_gives_the_same_order_of_events(tmp_path):
         )
 
     first = trace(1, "first")
-    assert len(first[0]) > 700
+    assert len(first[0]) > 350
     assert trace(1, "same") == first
     assert trace(2, "other") != first
 
 
 def test_the_reader_stays_no_further_ahead_than_it_may(setting, monkeypatch):
-    monkeypatch.setattr(run_module, "LOOK_AHEAD_REQUESTS", 300)
+    monkeypatch.setattr(loop_module, "LOOK_AHEAD_REQUESTS", 300)
     ahead = []
 
     async def watch(loop, transport):
@@ -299,7 +304,7 @@ def test_the_reader_stays_no_further_ahead_than_it_may(setting, monkeypatch):
 
 
 def test_the_reader_stays_no_more_bytes_ahead_than_it_may(setting, monkeypatch):
-    monkeypatch.setattr(run_module, "LOOK_AHEAD_BYTES", 1000)
+    monkeypatch.setattr(loop_module, "LOOK_AHEAD_BYTES", 1000)
     most = []
 
     def server(claimed, now):
@@ -464,6 +469,16 @@ def test_an_outage_of_ten_minutes_costs_nothing_but_time(setting):
     # and the endpoint was left in peace meanwhile: backoffs up to a minute
     assert sum(each.sent_at is None for each in ran.transport.exchanges) < 80
     assert Counter(ran.sent) == dict.fromkeys(names(400), 1)
+
+
+def test_what_never_left_does_not_count_against_the_limit(setting):
+    def server(claimed, now):
+        return (answer if now > 300 else loss("connect", left=False))(claimed, now)
+
+    ran = go(setting, answer=server, names=names(5), rpm=5)
+    assert sum(each.sent_at is None for each in ran.transport.exchanges) > 5
+    assert set(ran.states.values()) == {"done"}
+    assert ran.clock.now() < 300 + 60 + 5 * 12 + 1
 
 
 def test_an_outage_that_does_not_end_stops_the_run(setting):
@@ -666,7 +681,7 @@ def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
 
 
 def test_a_file_of_nothing_but_too_large_rows_comes_to_its_end(setting, monkeypatch):
-    monkeypatch.setattr(run_module, "LOOK_AHEAD_REQUESTS", 100)
+    monkeypatch.setattr(loop_module, "LOOK_AHEAD_REQUESTS", 100)
     ran = go(setting, names=names(1000), tpm=1000, max_tokens=5000)
     assert ran.stopped is None
     assert Counter(ran.states.values()) == {"exhausted": 1000}
@@ -764,6 +779,22 @@ def test_at_most_once_what_may_have_been_billed_is_not_sent_again(setting, cut):
     assert [orjson.loads(row[7])["custom_id"] for row in reader.rows(ran.store, "errors")] == ["r2", "r9"]
     assert go(setting, answer=answer).sent == []
     assert go(setting, reopen=frozenset({"in_doubt"})).sent == ["r2", "r9"]
+
+
+def test_at_most_once_what_was_in_flight_at_a_crash_is_in_doubt_with_its_request(setting):
+    async def crash(loop, transport):
+        await anyio.sleep(1.1)
+        raise RuntimeError("the end")
+
+    with pytest.raises(ExceptionGroup):
+        go(setting, names=names(100), at_most_once=True, beside=crash)
+    ran = go(setting, beside=None)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 92, "in_doubt": 8}
+    assert (ran.tally.in_doubt, ran.contents.by_model["m"].in_doubt) == (8, 8)
+    in_doubt = [name for name, state in ran.states.items() if state == "in_doubt"]
+    assert [orjson.loads(row[7])["custom_id"] for row in reader.rows(ran.store, "errors")] == in_doubt
+    assert not set(ran.sent) & set(in_doubt)
 
 
 def test_at_most_once_cut_off_by_the_grace_is_in_doubt(setting):

@@ -45,9 +45,16 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command; a `BatcherError` is one line on standard error and its exit code."""
+    """Run the command; whatever was wrong with it is one line on standard error, and an exit code."""
     try:
-        cli(auto_envvar_prefix="BATCHER")
+        sys.exit(cli.main(prog_name="batcher", auto_envvar_prefix="BATCHER", standalone_mode=False))
     except BatcherError as error:
         click.echo(f"batcher: {error}", err=True)
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        click.echo(f"batcher: {error.format_message().rstrip('.')}{hint}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

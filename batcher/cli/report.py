@@ -11,9 +11,9 @@ import orjson
 from batcher.clock import SystemClock
 from batcher.errors import JobFileError
 from batcher.job import environment, run_job
+from batcher.loop import Loop
 from batcher.options import Options, Paths
 from batcher.progress import watch
-from batcher.run import Loop
 from batcher.source import count_rows
 from batcher.summary import ModelSummary, Summary
 from batcher.tally import Tally
@@ -42,7 +42,7 @@ def run_with_progress(options: Options, *, quiet: bool, environ: Mapping[str, st
 def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool) -> None:
     """Print how the job stands: one JSON object on standard output, a table on standard error."""
     if as_json:
-        click.echo(orjson.dumps(summary.to_dict()))
+        print_json(summary)
     if not quiet:
         already = f"; {summary.already_done:,} rows were done before" if summary.already_done else ""
         click.echo(
@@ -57,6 +57,11 @@ def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool)
             click.echo(f"errors    {paths.errors}", err=True)
     if summary.stopped is not None:
         click.echo(f"batcher: stopped: {summary.stopped}", err=True)
+
+
+def print_json(summary: Summary) -> None:
+    """Print a summary as one JSON object on standard output."""
+    click.echo(orjson.dumps(summary.to_dict()))
 
 
 def describe(summary: Summary) -> list[str]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batcher.errors import BatcherError
+
 if TYPE_CHECKING:
     from batcher.limits.pool import Limit
     from batcher.retry import MaxFailures
@@ -22,7 +24,8 @@ def _limits(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     for value in values:
         model, equals, numbers = value.rpartition("=")
         rpm, _slash, tpm = numbers.partition("/")
-        if not equals or not model or not all(part.isdigit() or not part for part in (rpm, tpm)):
+        given = [part for part in (rpm, tpm) if part]
+        if not equals or not model or not given or not all(part.isdigit() for part in given):
             message = f"{value!r} is not MODEL=RPM/TPM, such as gpt-4o-mini=500/200000"
             raise click.BadParameter(message, param=param)
         limits[model] = Limit(int(rpm) if rpm else None, int(tpm) if tpm else None)
@@ -162,11 +165,16 @@ def command(
     Exit codes: 0 all rows succeeded; 1 finished, some rows failed or are in doubt; 2 wrong usage or
     configuration; 3 stopped early and 130 interrupted: safe to run again.
     """  # noqa: D301  click takes the backspace for "leave these lines as they are"
-    from batcher.cli.report import print_summary, run_with_progress
-    from batcher.options import Options, Paths
+    from batcher.cli.report import print_json, print_summary, run_with_progress
+    from batcher.options import Options
+    from batcher.summary import not_begun
 
-    given = Options(job=job, **options)
-    summary = run_with_progress(given, quiet=quiet)
-    paths = Paths.of(job, given.store, given.output, given.errors)
-    print_summary(summary, paths, as_json=as_json, quiet=quiet)
+    try:
+        given = Options(job=job, **options)
+        summary = run_with_progress(given, quiet=quiet)
+    except BatcherError as error:
+        if as_json:
+            print_json(not_begun(str(error)))
+        raise
+    print_summary(summary, given.paths(), as_json=as_json, quiet=quiet)
     sys.exit(summary.exit_code)

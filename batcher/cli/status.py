@@ -16,14 +16,12 @@ def command(*, job: str, store: Path | None, as_json: bool) -> None:
 
     It only reads, also while a run is going on.
     """
-    import orjson
-
-    from batcher.cli.report import describe
+    from batcher.cli.report import describe, print_json
     from batcher.job import status
 
     summary = status(job, store)
     if as_json:
-        click.echo(orjson.dumps(summary.to_dict()))
+        print_json(summary)
     else:
         for line in describe(summary):
             click.echo(line)

@@ -27,7 +27,7 @@ def is_new(path: Path) -> bool:
             header = file.read(100)
     except FileNotFoundError:
         if not path.parent.is_dir():
-            message = f"{path.parent} does not exist: make it, or name another --store"
+            message = f"the folder {path.parent} does not exist: make it, or name another --store"
             raise StoreError(message) from None
         return True
     except OSError as error:

@@ -60,6 +60,8 @@ class Journal:
         self._waiting = _Group()
         #: line -> rows.id, of the rows that were handed out as fresh and have not ended.
         self._ids: dict[int, int] = {}
+        #: Pending rows that may have been billed and must not be sent again.
+        self._doubted: set[int] = set()
         self._has_keys = False
         #: The last line that was matched with the store.
         self._walked = 0
@@ -109,9 +111,9 @@ class Journal:
         await self._db.execute("BEGIN IMMEDIATE")
         await self._db.execute(query("take_job"), (os.getpid(),))
         await self._db.execute(query("settle_orphans"), (self._clock.wall(),))
-        if self._opening.at_most_once:
-            await self._db.execute(query("doubt_rows"))
         await self._db.execute("COMMIT")
+        if self._opening.at_most_once and "in_doubt" not in self._opening.reopen:
+            self._doubted = {row for (row,) in await self._db.execute_fetchall(query("doubted_rows"))}
         self._last_row, self._last_attempt, self._last_seq, self._detached = await self._one("last_ids")
 
     def _refuse_others(self, base_url: str) -> None:
@@ -214,6 +216,12 @@ class Journal:
         for seq in settled:
             del self._ids[seq]
         return [row for row in rows if row.seq not in settled]
+
+    def doubted(self, rows: Sequence[Row]) -> frozenset[int]:
+        """Return the lines of those fresh rows that may have been billed: at most once, they are not sent."""
+        if not self._doubted:
+            return frozenset()
+        return frozenset(row.seq for row in rows if self._ids[row.seq] in self._doubted)
 
     async def claim(self, tries: Sequence[Try]) -> list[Claimed]:
         """Write down that these are about to be sent; each may be sent when this returns, and not before."""

@@ -90,18 +90,15 @@ SELECT attempts.id, 'maybe', ?, 'crashed', 0
 FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
 WHERE settlements.attempt IS NULL;
 
--- name: doubt_rows
--- At-most-once: every row still pending of which an attempt may have been billed ends in doubt.
-INSERT INTO outcomes (row, state, attempt, code, message)
-SELECT rows.id, 'in_doubt', max(attempts.id), 'in_doubt',
-  'an attempt was sent and its answer lost; it may have been billed: decide, then run with --retry-in-doubt'
+-- name: doubted_rows
+-- At-most-once: every row still pending of which an attempt may have been billed is not sent again.
+SELECT DISTINCT rows.id
 FROM settlements
 JOIN attempts ON attempts.id = settlements.attempt
 JOIN json_each(attempts.rows) AS packed
 JOIN rows ON rows.id = packed.value
 WHERE settlements.billed = 'maybe'
-  AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id)
-GROUP BY rows.id;
+  AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id);
 
 -- name: sent_since
 -- What was sent, or may have been, since this time: the rate limits of a new process begin with it.
@@ -118,10 +115,10 @@ FROM rows JOIN outcomes ON outcomes.row = rows.id
 WHERE rows.seq IS NOT NULL GROUP BY outcomes.state;
 
 -- name: bill
--- Per model: what is certain, and what is in doubt, of every attempt ever made.
+-- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been.
 SELECT
   attempts.model,
-  count(*) AS requests,
+  sum(settlements.attempt IS NULL OR sent_at IS NOT NULL OR error = 'crashed') AS requests,
   sum(billed = 'yes') AS answered,
   sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens),
   sum(cost_pico_usd), sum(billed = 'yes' AND cost_pico_usd IS NULL),

@@ -22,6 +22,8 @@ _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 class Connection(asyncio.Protocol):
     """A connection that is busy with one request, idle, or closed.
 
+    `mask` takes the credentials out of an error's body.
+
     `freed(connection, now)` is called when a reply is complete and another request may follow,
     `gone(connection)` once when it is closed, whoever closed it.
     """
@@ -36,6 +38,7 @@ class Connection(asyncio.Protocol):
         "_gone",
         "_head",
         "_headers",
+        "_mask",
         "_now",
         "_parser",
         "_reusable",
@@ -53,11 +56,13 @@ class Connection(asyncio.Protocol):
         where: str,
         idle_s: float,
         now: Callable[[], float],
+        mask: Callable[[bytes], bytes],
         freed: Callable[["Connection", float], None],
         gone: Callable[["Connection"], None],
     ) -> None:
         self._where = where
         self._now = now
+        self._mask = mask
         self._freed = freed
         self._gone = gone
         #: How long it may be idle and then still be used.
@@ -220,7 +225,11 @@ class Connection(asyncio.Protocol):
             self._fresh = False
             self._lower_idle_limit(head)
         if not future.done():
-            future.set_result(Reply(status, head, b"".join(self._body), self._sent_at, now))
+            body = b"".join(self._body)
+            # An answer is kept as it was sent; only errors quote what they were asked with.
+            future.set_result(
+                Reply(status, head, body if status < 300 else self._mask(body), self._sent_at, now)
+            )
 
     def _lower_idle_limit(self, head: tuple[tuple[bytes, bytes], ...]) -> None:
         """Obey `Keep-Alive: timeout=N`. Only a connection's first reply is asked: servers don't change it."""

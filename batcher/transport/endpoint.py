@@ -22,6 +22,8 @@ _HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 #: What a request target keeps as it is (RFC 3986, 3.3); the rest is percent-encoded, line breaks above all.
 _TARGET_SAFE = "/%?:@!$&'()*+,;=~"
 
+_SHORTEST_CREDENTIAL = 8
+
 #: Headers that frame the message or name the attempt: the transport writes them and nobody else.
 _OWN = frozenset(
     {"accept-encoding", "connection", "content-length", "content-type", "expect", "idempotency-key"}
@@ -140,6 +142,15 @@ class Endpoint(msgspec.Struct, frozen=True):
         if self.base_path and (url == "/v1" or url.startswith("/v1/")):
             url = url[3:]
         return quote(self.base_path + url, safe=_TARGET_SAFE)
+
+    def mask(self, text: bytes) -> bytes:
+        """Return what a server said with `***` for each of our credentials: some errors quote the request."""
+        for _, secret in self.headers:
+            # A scheme (`Bearer`) is no secret, and a word as short as one would be found everywhere.
+            credential = secret.reveal().split(" ")[-1].encode("latin-1")
+            if len(credential) >= _SHORTEST_CREDENTIAL:
+                text = text.replace(credential, b"***")
+        return text
 
     def head(self, url: str) -> bytes:
         """Return the bytes that every request to a job's url begins with, up to the idempotency key."""

@@ -235,7 +235,8 @@ class Wire:
             self._pacing = None
 
     def _connection(self) -> Connection:
-        return Connection(self._endpoint.address, self._idle_s, self._now, self._freed, self._gone)
+        endpoint = self._endpoint
+        return Connection(endpoint.address, self._idle_s, self._now, endpoint.mask, self._freed, self._gone)
 
     def _opened(self, task: asyncio.Task[Connection]) -> None:
         """Use a new connection, or tell the first in line why there is none."""

@@ -143,3 +143,10 @@ def test_no_way_of_printing_an_endpoint_shows_a_credential():
         msgspec.json.encode(endpoint)
     with pytest.raises(TypeError):
         copy.deepcopy(Secret("x"))
+
+
+def test_what_a_server_quotes_of_our_credentials_is_masked():
+    endpoint = Endpoint.parse("http://h/v1", {"Authorization": "Bearer sk-secret-key-1", "X-Short": "abc"})
+    assert endpoint.mask(b'{"error": "bad header Bearer sk-secret-key-1, abc"}') == (
+        b'{"error": "bad header Bearer ***, abc"}'
+    )

@@ -39,7 +39,7 @@ from batcher.request import (
     Try,
 )
 from batcher.retry import MaxFailures, Outage
-from batcher.settlement import rejections, settlement, unsent
+from batcher.settlement import in_doubt, rejections, settlement, unsent
 from batcher.source import Requests, Source
 from batcher.store.journal import Journal
 from batcher.tally import Tally
@@ -172,16 +172,21 @@ class Loop:
         if len(fresh) < len(rows):
             lines = {row.seq for row in fresh}
             group = [item for item, row in zip(group, rows, strict=True) if row.seq in lines]
+        requests = [item for item in group if isinstance(item, Request)]
         if rejected := [item for item in group if isinstance(item, Rejected)]:
             await self._parts.journal.reject(rejections(rejected))
             tally.reject(len(rejected))
-        for item in group:
-            if isinstance(item, Request):
-                self._outstanding += 1
-                self._queued_bytes += len(item.body)
-                lane = self._lanes[item.pool]
-                lane.queue.add((Try(item),))
-                lane.bell.ring()
+        if doubted := self._parts.journal.doubted(fresh):
+            ends = in_doubt([item for item in requests if item.rows[0].seq in doubted])
+            await self._parts.journal.reject(ends)
+            tally.in_doubt += len(ends)
+            requests = [item for item in requests if item.rows[0].seq not in doubted]
+        for request in requests:
+            self._outstanding += 1
+            self._queued_bytes += len(request.body)
+            lane = self._lanes[request.pool]
+            lane.queue.add((Try(request),))
+            lane.bell.ring()
 
     def _is_ahead(self) -> bool:
         waiting = sum(len(lane.queue) for lane in self._lanes.values())
@@ -332,14 +337,13 @@ class Loop:
 
     def _hold(self, hold: Hold, lane: Lane, now: float) -> None:
         """Keep a pool, or the whole endpoint, closed until the time that the verdict gives."""
-        held = (lane,) if hold.scope == "pool" else self._lanes.values()
-        for each in held:
-            if each.pool.pause(hold.until, now):
-                each.ramp.cut()
         if hold.scope == "pool":
+            lane.pause(hold.until, now)
             return
         outage = self._parts.outage
         outage.failed(hold.until, now)
+        for each in self._lanes.values():
+            each.pause(min(hold.until, outage.ends_at), now)
         if outage.too_long(now):
             reason = f"{hold.message}; nothing has answered for longer than --max-stall: run it again later"
             self.stop(Stop("stall", reason))
