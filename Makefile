@@ -9,7 +9,7 @@ demo: .venv/demo
 	$(BIN)/batcher demo
 
 test: .venv/test lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: .venv/test
 	$(BIN)/ruff check .
