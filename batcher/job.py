@@ -188,7 +188,7 @@ async def _obey_signals(loop: Loop, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
-            if loop.stopped is not None:
+            if loop.stopping:
                 loop.hurry()
             loop.stop(INTERRUPTED)
 

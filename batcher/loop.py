@@ -124,10 +124,15 @@ class Loop:
         """Admit nothing more; what is in flight has the grace period to land. The first reason stays."""
         # A job file that breaks off is a reason too, but lets what was read before go on.
         self.stopped = self.stopped or stop
-        if not self._stopping.is_set():
+        if not self.stopping:
             self._stopping.set()
             self._ring()
             self._end_if_done()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is admitted."""
+        return self._stopping.is_set()
 
     def hurry(self) -> None:
         """End what is in flight at once: its attempts are in doubt."""
@@ -154,9 +159,9 @@ class Loop:
         async with aclosing(source.groups(self._parts.requests)) as groups:
             async for group in groups:
                 await self._feed_group(group)
-                while self._is_ahead() and not self._stopping.is_set():
+                while self._is_ahead() and not self.stopping:
                     await self._room.wait()
-                if self._stopping.is_set():
+                if self.stopping:
                     break
         if source.ended:
             await self._parts.journal.end_of_file(source.count)
@@ -195,7 +200,7 @@ class Loop:
     # --- admit
 
     async def _admit(self, lane: Lane) -> None:
-        while not self._stopping.is_set():
+        while not self.stopping:
             now = self._clock.now()
             ready = islice(lane.queue.ready(now), self._share(lane))
             fit = lane.pool.fit((item.request.tokens for item in ready), now)
@@ -256,7 +261,7 @@ class Loop:
         transport, slots, clock = self._parts.transport, self._slots, self._clock
         while True:
             claimed = await self._outbox.get()
-            if self._stopping.is_set():
+            if self.stopping:
                 landed: Landed = Lost(
                     False, "stopped", "the run stopped before it was sent", None, clock.now()
                 )
@@ -340,6 +345,8 @@ class Loop:
         if hold.scope == "pool":
             lane.pause(hold.until, now)
             return
+        if self.stopping:
+            return  # what never left because of the stop says nothing of the endpoint
         outage = self._parts.outage
         outage.failed(hold.until, now)
         for each in self._lanes.values():
@@ -358,10 +365,8 @@ class Loop:
     # --- the end
 
     def _end_if_done(self) -> None:
-        if self._stopping.is_set():
-            done = self._parts.tally.in_flight == 0
-        else:
-            done = self._fed and self._outstanding == 0
+        in_flight = self._parts.tally.in_flight
+        done = in_flight == 0 if self.stopping else self._fed and self._outstanding == 0
         if done:
             self._finished.set()
 

@@ -38,6 +38,7 @@ _BILLING = "the account's billing is not active: set it up with the provider, th
 
 TABLE: tuple[Rule, ...] = (
     Rule("never left", None, "hold endpoint", "no", "unreachable", "the server can't be reached"),
+    Rule("stopped", None, "hold endpoint", "no", "never_left", "the run stopped before it was sent"),
     Rule("lost", None, "again", "maybe", "lost", "the connection ended before the whole reply was in"),
     Rule("invalid", None, "again", "maybe", "invalid_answer", "a success whose body is not a whole answer"),
     Rule("3xx", None, "halt", "no", "redirected", "the server redirects: correct --base-url"),
@@ -155,7 +156,8 @@ def judge(
     """Decide what becomes of an attempt; `chance` is a random number from 0 to 1 that spreads retries."""
     case = _Case(claimed, now, chance, policy, standing)
     if isinstance(landed, Lost):
-        rule = _BY_MATCH["lost" if landed.left else "never left", None]
+        stopped = landed.kind in ("stopped", "closed")
+        rule = _BY_MATCH["lost" if landed.left else "stopped" if stopped else "never left", None]
         return _apply(rule, _Said(landed.reason), case)
     if 200 <= landed.status < 300:
         return _judge_success(landed, case)

@@ -145,6 +145,8 @@ def landings(rule):
     match rule.status:
         case "never left" | "lost":
             return [Lost(rule.status == "lost", "reset", "r", None, 2.0)]
+        case "stopped":
+            return [Lost(False, kind, "r", None, 2.0) for kind in ("stopped", "closed")]
         case "invalid":
             return [reply(200, b"{}")]
         case "other":

@@ -98,16 +98,6 @@ def test_a_missing_folder_is_refused_and_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_refused(tmp_path):
-    path = tmp_path / "job.db"
-    text(path)
-    path.chmod(0)
-    for opener in (open_journal, reader.read):
-        with pytest.raises(StoreError, match="can't be read: Permission denied"):
-            opener(path)
-
-
 def test_a_file_that_fails_to_be_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "job.db"
     text(path)
