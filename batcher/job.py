@@ -24,7 +24,7 @@ from batcher.options import Delivery, Options, Paths
 from batcher.request import State
 from batcher.results import check_writable, write_errors, write_results
 from batcher.retry import Outage
-from batcher.source import Requests, Source, count_rows
+from batcher.source import Requests, Source, count_rows, open_job
 from batcher.store import reader
 from batcher.store.journal import Journal, Opening
 from batcher.summary import INTERRUPTED, Summary, summarise
@@ -212,9 +212,10 @@ def _check_job_file(job: str) -> None:
             raise JobFileError(f"{job} is a directory: name a job file (JSON Lines)")
         if not path.stat().st_size:
             raise JobFileError(f"{job} is empty: a job file has one request per line")
-        os.close(os.open(path, os.O_RDONLY))
-    except OSError as error:
-        raise JobFileError(f"{job} can't be read: {error.strerror}") from error
+        with open_job(path) as file:
+            file.read(1)
+    except (OSError, EOFError) as error:
+        raise JobFileError(f"{job} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _check_file_limit(max_inflight: int) -> None:

@@ -57,6 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("rpm", "tpm", "max_inflight", "max_attempts", "limit_rows"):
             _at_least_one(f"--{name.replace('_', '-')}", getattr(self, name))
         for model, limit in self.limits.items():
+            if not isinstance(limit, Limit):
+                raise ConfigurationError(f"--limit {model} must be a batcher.Limit(rpm, tpm), not {limit!r}")
             _at_least_one(f"--limit {model}", limit.rpm)
             _at_least_one(f"--limit {model}", limit.tpm)
         for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
@@ -82,6 +84,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             ConfigurationError: standard input has no name to make them from, or two of them are the same.
         """
         return Paths.of(self.job, self.store, self.output, self.errors)
+
+
+def check_export(paths: "Paths", job: str, *written: Path | None) -> None:
+    """Make sure that what an export writes is none of the job's own files.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    own = {path.resolve() for path in (Path(job), paths.store, paths.output, paths.errors)}
+    for path in written:
+        if path is not None and path.resolve() in own:
+            raise ConfigurationError(f"{path} is a file of this job: name another one")
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -119,5 +133,7 @@ class Paths(msgspec.Struct, frozen=True):
 
 
 def _at_least_one(option: str, value: int | None) -> None:
+    if value is not None and type(value) is not int:
+        raise ConfigurationError(f"{option} must be a whole number, not {value!r}")
     if value is not None and value < 1:
         raise ConfigurationError(f"{option} must be at least 1, not {value}")

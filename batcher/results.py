@@ -58,18 +58,23 @@ def write_errors(store: Path, errors: Path) -> int:
     return _write(errors, map(_error_line, reader.rows(store, "errors")))
 
 
-def write_failed(store: Path, job: Path) -> int:
-    """Write the rows that ended without an answer as a job file; return how many.
+def write_failed(store: Path, job: Path) -> tuple[int, int]:
+    """Write the rows that failed as a job file; return how many, and how many were left out.
 
-    Lines that never were requests are left out: they can't run. So are rows that a crash left in doubt: the
-    store does not hold what they ask for. See `write_results`.
+    Left out are lines that never were requests, which can't run, and rows in doubt: as another job they
+    would be sent under another key, and may be paid twice. See `write_results`.
     """
-    lines = (
-        line + b"\n"
-        for *_, code, _, line in reader.rows(store, "errors")
-        if code != REJECTED and line is not None
-    )
-    return _write(job, lines)
+    left_out = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal left_out
+        for *_, code, _message, line, state in reader.rows(store, "errors"):
+            if code == REJECTED or state == "in_doubt" or line is None:
+                left_out += 1
+            else:
+                yield line + b"\n"
+
+    return _write(job, lines()), left_out
 
 
 def write_attempts(store: Path, log: Path) -> int:
@@ -94,15 +99,19 @@ def check_writable(path: Path) -> None:
     Raises:
         ConfigurationError: the folder is missing or can't be written, or the path is a folder.
     """
-    if path.is_dir():
-        message = f"{path} is a directory: name a file"
-        raise ConfigurationError(message)
+    _check_regular(path)
     if not path.parent.is_dir():
         message = f"the folder {path.parent} does not exist: make it, or name another file"
         raise ConfigurationError(message)
     if not os.access(path.parent, os.W_OK):
         message = f"{path.parent} can't be written: name a file elsewhere"
         raise ConfigurationError(message)
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file, and would be replaced by one"
+        raise ConfigurationError(f"{path} is {what}: name a file")
 
 
 def _result_line(row: tuple[Any, ...]) -> bytes:
@@ -115,7 +124,7 @@ def _result_line(row: tuple[Any, ...]) -> bytes:
 
 
 def _error_line(row: tuple[Any, ...]) -> bytes:
-    key, custom_id, status, request_id, body, code, message, line = row
+    key, custom_id, status, request_id, body, code, message, line, _ = row
     return b'{"id":"batch_req_%b","custom_id":%b,"response":%b,"error":%b,"request":%b}\n' % (
         key.hex().encode(),
         orjson.dumps(custom_id),
@@ -152,6 +161,7 @@ def _csv_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[bytes]:
 
 def _write(path: Path, lines: Iterable[bytes]) -> int:
     """Write a file so that it is there whole or as it was before: temporary file, fsync, rename."""
+    _check_regular(path)
     count = 0
     temporary = None
     try:

@@ -370,7 +370,8 @@ def _judge_success(reply: Reply, case: _Case) -> Verdict:
             # A paid answer is not lost over a field that only the bill wants.
             answer = _decode_leniently(path, body)
     except _NOT_JSON as error:
-        return _invalid(str(error), reply, case)
+        text = " ".join(body[:_EXCERPT].decode("utf-8", "replace").split())
+        return _invalid(f"{error}; it begins: {text}" if text else str(error), reply, case)
     if isinstance(answer, _Response) and answer.status in _NOT_COMPLETED:
         return _invalid(f"its status is {answer.status}", reply, case)
     if isinstance(answer.usage, WireUsage):

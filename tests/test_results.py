@@ -169,7 +169,7 @@ def test_failed_rows_are_a_job_of_the_same_rows(store, tmp_path):
         row(4, 4),
         failed(4, REJECTED, "line 4: no", b"broken"),
     )
-    assert write_failed(store, tmp_path / "failed.jsonl") == 3
+    assert write_failed(store, tmp_path / "failed.jsonl") == (3, 1)
     again = requests_of(tmp_path / "failed.jsonl")
     # named rows keep their keys; a bare one goes by its name from now on
     assert [each.rows[0].key for each in again][:2] == [each.key for each in rows][:2]
@@ -181,7 +181,14 @@ def test_failed_rows_are_a_job_of_the_same_rows(store, tmp_path):
 
 def test_failed_rows_without_a_line_are_left_out(store, tmp_path):
     write(store, row(1, 1), failed(1, "in_doubt", "lost", None), row(2, 2), failed(2))
-    assert write_failed(store, tmp_path / "failed.jsonl") == 1
+    assert write_failed(store, tmp_path / "failed.jsonl") == (1, 1)
+
+
+def test_what_is_no_regular_file_is_not_replaced(store, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        write_results(store, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # --- the attempts

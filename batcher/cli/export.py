@@ -25,15 +25,19 @@ def command(
 ) -> None:
     """Write JOB's results and errors again from its store; or its failed rows; or its attempts."""
     from batcher import results
-    from batcher.options import Paths
+    from batcher.options import Paths, check_export
 
     paths = Paths.of(job, store, output, errors)
+    check_export(paths, job, failed, attempts)
     written: list[tuple[int, str, Path]] = []
     if failed is None and attempts is None:
         written.append((results.write_results(paths.store, paths.output), "results", paths.output))
         written.append((results.write_errors(paths.store, paths.errors), "errors", paths.errors))
     if failed is not None:
-        written.append((results.write_failed(paths.store, failed), "rows to run again", failed))
+        count, left_out = results.write_failed(paths.store, failed)
+        written.append((count, "rows to run again", failed))
+        if left_out:
+            click.echo(f"left out: {left_out:,} that can't run as they are, or are in doubt", err=True)
     if attempts is not None:
         written.append((results.write_attempts(paths.store, attempts), "attempts", attempts))
     for count, what, path in written:

@@ -90,7 +90,7 @@ def _table(by_model: Mapping[str, ModelSummary]) -> list[str]:
 
 def _bill(summary: Summary) -> str:
     settled = (
-        "unknown: no price for a model or a tier (--prices FILE gives one)"
+        "unknown: an answer without a usage that adds up, or a model or tier without a price (--prices FILE)"
         if summary.cost_usd is None
         else f"${summary.cost_usd}"
     )

@@ -19,9 +19,9 @@ def is_new(path: Path) -> bool:
     Raises:
         StoreError: it is a directory, not ours, of a newer version, or can't be read.
     """
-    if path.is_dir():
-        message = f"{path} is a directory: --store needs a file"
-        raise StoreError(message)
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file"
+        raise StoreError(f"{path} is {what}: --store needs a file")
     try:
         with path.open("rb") as file:
             header = file.read(100)

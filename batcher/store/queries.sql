@@ -137,7 +137,7 @@ WHERE rows.seq IS NOT NULL AND outcomes.state = 'done' ORDER BY rows.seq;
 -- name: errors
 -- The rows that ended without an answer, in the order of the file.
 SELECT rows.key, rows.custom_id, outcomes.status, outcomes.request_id, outcomes.body,
-  outcomes.code, outcomes.message, outcomes.line
+  outcomes.code, outcomes.message, outcomes.line, outcomes.state
 FROM rows JOIN outcomes ON outcomes.row = rows.id
 WHERE rows.seq IS NOT NULL AND outcomes.state <> 'done' ORDER BY rows.seq;
 

@@ -158,3 +158,17 @@ def test_other_commands(batcher, tmp_path, args):
 def test_a_port_that_is_taken(batcher, server):
     line = one_line(batcher("simulate", "--port", server.port))
     assert str(server.port) in line
+
+
+@pytest.mark.parametrize("option", ["--failed", "--attempts"])
+@pytest.mark.parametrize("name", ["job.jsonl", "job.db", "job.results.jsonl"])
+def test_an_export_replaces_no_file_of_its_job(batcher, server, job, tmp_path, option, name):
+    assert batcher("run", job, "--base-url", server.base_url).code == 0
+    before = (tmp_path / name).read_bytes()
+    assert "is a file of this job" in one_line(batcher("export", job, option, name))
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_plain_file_that_is_named_gz(batcher, server, job, tmp_path):
+    (tmp_path / "fake.jsonl.gz").write_bytes((tmp_path / "job.jsonl").read_bytes())
+    assert "can't be read" in one_line(batcher("run", "fake.jsonl.gz", "--base-url", server.base_url))

@@ -220,7 +220,7 @@ def test_failed_rows_are_a_job_that_runs(batcher, serve, run, write, reviews, li
     assert run("again.jsonl", "--json").json["succeeded"] == len(again)
 
 
-def test_rows_in_doubt_after_a_crash_are_a_job_that_runs(
+def test_rows_in_doubt_after_a_crash_keep_their_request_and_are_no_job_of_their_own(
     batcher, serve, launch, kill, write, reviews, lines, tmp_path
 ):
     rows = reviews(10)
@@ -233,8 +233,8 @@ def test_rows_in_doubt_after_a_crash_are_a_job_that_runs(
         ended = batcher("run", job, "--base-url", slow.base_url, *once, "--json")
     assert (ended.code, ended.json["in_doubt"]) == (1, 10)
     exported = batcher("export", job, "--failed", "again.jsonl")
-    assert "Traceback" not in exported.err
-    assert lines(tmp_path / "again.jsonl") == rows
+    assert "left out: 10" in exported.err
+    assert lines(tmp_path / "again.jsonl") == []
     assert [line["request"] for line in lines(tmp_path / "job.errors.jsonl")] == rows
 
 
