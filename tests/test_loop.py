@@ -672,7 +672,7 @@ def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
     ran = go(setting, tpm=1000)
     assert ran.stopped is None
     assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
-    ((_, name, status, _, _, code, message, line),) = reader.rows(ran.store, "errors")
+    ((_, name, status, _, _, code, message, line, _),) = reader.rows(ran.store, "errors")
     assert (name, status, code) == ("r4", None, "exceeds_limit")
     assert "and the limit is 1000 per minute: raise --tpm" in message
     assert orjson.loads(line)["body"]["max_tokens"] == 5000
