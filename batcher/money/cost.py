@@ -41,8 +41,3 @@ def usd_string(cost_pico_usd: int) -> str:
     dollars, pico = divmod(abs(cost_pico_usd), PICO_PER_USD)
     decimals = f"{pico:012d}".rstrip("0").ljust(2, "0")
     return f"{sign}{dollars}.{decimals}"
-
-
-def format_usd(cost_pico_usd: int | None) -> str:
-    """Write an amount for people: as `usd_string`, or `unknown`."""
-    return "unknown" if cost_pico_usd is None else usd_string(cost_pico_usd)
