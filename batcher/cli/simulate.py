@@ -1,10 +1,15 @@
 """`batcher simulate`: options in, a server out."""
 
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from batcher.errors import SimulatorError
+from batcher.simulator import FAULT_NAMES, Config, StartError, read_script, run
+from batcher.simulator.outcomes import GROUPS, SCRIPTABLE
 
 
 def _latency(
@@ -27,13 +32,11 @@ def _faults(
     param: click.Parameter,  # noqa: ARG001
     values: tuple[str, ...],
 ) -> dict[str, float]:
-    from batcher.simulator.config import FAULT_NAMES
-
     shares: dict[str, float] = {}
     for value in values:
         name, _, share = value.partition("=")
         if name not in FAULT_NAMES:
-            raise click.BadParameter(f"{value!r} names no fault: there are {', '.join(FAULT_NAMES)}")
+            raise click.BadParameter(f"{value!r} names no fault: --list-faults lists them")
         try:
             shares[name] = float(share[:-1]) / 100 if share.endswith("%") else float(share)
         except ValueError:
@@ -45,7 +48,36 @@ def _faults(
     return shares
 
 
-@click.command("simulate")
+def _list_faults(
+    ctx: click.Context,
+    param: click.Parameter,  # noqa: ARG001  click's signature
+    value: bool,
+) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    width = max(map(len, SCRIPTABLE))
+    for group, title in GROUPS.items():
+        click.echo(f"{title}:")
+        for fault in SCRIPTABLE.values():
+            if fault.group == group:
+                click.echo(f"  {fault.name:<{width}}  {fault.meaning}")
+    ctx.exit()
+
+
+def _names() -> Iterator[str]:
+    """Yield the lines of the help that name every fault, which click would break at hyphens."""
+    yield "\b"
+    yield "Faults, which --list-faults explains:"
+    for group, title in GROUPS.items():
+        names = ", ".join(fault.name for fault in SCRIPTABLE.values() if fault.group == group)
+        indent = "    "
+        yield f"  {title}:"
+        yield textwrap.fill(
+            names, 76, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+
+
+@click.command("simulate", epilog="\n".join(_names()))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -108,13 +140,32 @@ def _faults(
 )
 @click.option(
     "--fault",
-    "faults",
     metavar="NAME=SHARE",
     multiple=True,
     callback=_faults,
-    help="Give this share of the requests (1% or 0.01) a fault: 429, 500, reset-before (connection reset, no"
-    " work done), reset-after (done and billed, then reset), cut-off (done and billed, half the body sent)."
+    help="Give this share of the requests (1% or 0.01) the fault of this name."
     " May be repeated. Default: none.",
+)
+@click.option(
+    "--faults",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help='A script of faults, which go before those shares, as JSON Lines: {"fault": "503", "at_s": 20,'
+    ' "for_s": 10} from the 20th second after the first request on, or {"fault": "429", "after": 1000,'
+    ' "count": 50} from the 1,000th request on. Each may have a "share" from 0 to 1.',
+)
+@click.option(
+    "--list-faults",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_faults,
+    help="Print every fault with its meaning, and exit.",
+)
+@click.option(
+    "--quota",
+    type=click.IntRange(0),
+    help="Answer 429 insufficient_quota to all work after so many answers were billed. Default: no end.",
 )
 @click.option(
     "--seed",
@@ -130,15 +181,19 @@ def _faults(
     show_default=True,
     help="Replay what an Idempotency-Key was answered, and don't bill it again; or pay no heed to keys.",
 )
-def command(**settings: Any) -> None:  # noqa: ANN401  the options are Config's fields, by name
+def command(
+    fault: dict[str, float],
+    faults: Path | None,
+    **settings: Any,  # noqa: ANN401  the other options are Config's fields, by name
+) -> None:
     """Serve a local OpenAI-compatible API with limits, latency and faults.
 
     The same request gets the same answer. What was billed is at /ledger, by key at /ledger?entries=1.
     One line on standard output says when it is ready, and where; Ctrl-C or SIGTERM ends it.
     """
-    from batcher.simulator import Config, StartError, run
-
     try:
-        run(Config(**settings), ready=lambda url: click.echo(f"batcher simulate: {url}"))
+        script = read_script(faults) if faults else ()
+        config = Config(faults=fault, script=script, **settings)
+        run(config, ready=lambda url: click.echo(f"batcher simulate: {url}"))
     except StartError as error:
         raise SimulatorError(str(error)) from None

@@ -9,7 +9,8 @@ It imports nothing of the rest of batcher: it has to err independently. Start it
 or, inside an event loop, `await serve(Config(port=0), ready=print)` until it is cancelled.
 """
 
-from batcher.simulator.config import FAULT_NAMES, Config, StartError
+from batcher.simulator.config import FAULT_NAMES, Config, Scheduled, StartError
+from batcher.simulator.script import read_script
 from batcher.simulator.server import run, serve
 
-__all__ = ["FAULT_NAMES", "Config", "StartError", "run", "serve"]
+__all__ = ["FAULT_NAMES", "Config", "Scheduled", "StartError", "read_script", "run", "serve"]

@@ -178,8 +178,3 @@ def model_card(name: str) -> bytes:
 
 def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": CREATED, "owned_by": "simulator"}
-
-
-def error(message: str, type_: str, param: str | None = None, code: str | None = None) -> bytes:
-    """Write an error as OpenAI does."""
-    return orjson.dumps({"error": {"message": message, "type": type_, "param": param, "code": code}})

@@ -1,42 +1,62 @@
 """Which request meets which fault, and how long each one takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from batcher.simulator.chance import chance
-from batcher.simulator.config import FAULT_NAMES
+from batcher.simulator.config import Scheduled
+from batcher.simulator.outcomes import FAULTS, SCRIPTABLE, Fault
 
 
 class Faults:
     """Draws a fault for a request by its name and by how often that name has been seen.
 
-    The draw depends on nothing else, so the same requests meet the same faults in whatever order, and
-    over however many connections, they come.
+    Of the shares the draw depends on nothing else, so the same requests meet the same faults in whatever
+    order, and over however many connections, they come. A script also looks at when a request comes.
     """
 
-    def __init__(self, shares: Mapping[str, float], seed: int) -> None:
-        self._steps: list[tuple[float, str]] = []
+    def __init__(self, shares: Mapping[str, float], script: Sequence[Scheduled], seed: int) -> None:
+        self._steps: list[tuple[float, Fault]] = []
         total = 0.0
-        for name in FAULT_NAMES:
+        for name, fault in FAULTS.items():
             if shares.get(name):
                 total += shares[name]
-                self._steps.append((total, name))
+                self._steps.append((total, fault))
+        self._script = script
         self._seed = seed
         # By the 64-bit hash of the name: the names would be most of the memory of a long run.
         self._seen: dict[int, int] = {}
 
-    def draw(self, name: str | bytes) -> str | None:
-        """Return what the next occurrence of this request meets; `happened` moves on to the one after."""
+    def draw(self, name: str | bytes, number: int, passed_s: float) -> Fault | None:
+        """Return what the next occurrence of this request meets; `happened` moves on to the one after.
+
+        It is the server's `number`th request, `passed_s` after the first.
+        """
         text = name.encode() if isinstance(name, str) else name
-        drawn = chance(self._seed, b"fault", text, self._seen.get(hash(name), 0))
-        for total, fault in self._steps:
-            if drawn < total:
-                return fault
+        seen = self._seen.get(hash(name), 0)
+        for place, line in enumerate(self._script):
+            # Each line has a draw of its own: two with half of the requests are not the same half.
+            if _is_on(line, number, passed_s) and (
+                line.share == 1 or chance(self._seed, b"script %d" % place, text, seen) < line.share
+            ):
+                return SCRIPTABLE[line.fault]
+        if self._steps:
+            drawn = chance(self._seed, b"fault", text, seen)
+            for total, fault in self._steps:
+                if drawn < total:
+                    return fault
         return None
 
     def happened(self, name: str | bytes) -> None:
         """Count one occurrence of this request."""
         number = hash(name)
         self._seen[number] = self._seen.get(number, 0) + 1
+
+
+def _is_on(line: Scheduled, number: int, passed_s: float) -> bool:
+    if line.at_s is not None:
+        return line.at_s <= passed_s < line.end_s
+    first = line.after or 1
+    return first <= number and (line.count is None or number < first + line.count)
 
 
 class Latency:

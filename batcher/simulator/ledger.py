@@ -67,6 +67,11 @@ class Ledger:
         self._prompt[place] += usage.prompt
         self._completion[place] += usage.completion
 
+    @property
+    def billed(self) -> int:
+        """How many answers were billed, of all models."""
+        return sum(sums[0] for sums in self._models.values())
+
     def billed_digest(self, name: str | bytes) -> bytes | None:
         """Return the digest of what was first billed under this name, or None if nothing was."""
         place = self._place.get(name)

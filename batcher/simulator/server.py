@@ -15,11 +15,12 @@ from typing import cast
 
 import httptools
 
-from batcher.simulator import answers
-from batcher.simulator.config import Config, StartError
-from batcher.simulator.service import Service, Work, reply
+from batcher.simulator.config import Config
+from batcher.simulator.door import Door
+from batcher.simulator.outcomes import Ending
+from batcher.simulator.replies import error, reply
+from batcher.simulator.service import Service, Work
 
-_BACKLOG = 4096
 #: A larger body is refused with 413.
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 #: A connection that sends so many requests ahead of their answers is not read until some are answered.
@@ -167,7 +168,7 @@ class _Connection(asyncio.Protocol):
     def _begin(
         self, method: str, target: bytes, key: str | None, credential: bytes | None, body: bytes, keep: bool
     ) -> None:
-        outcome = self._service.arrive(method, target, key, credential, body)
+        outcome = self._service.arrive(method, target, key, credential, body, self._loop.time())
         self._busy = True
         if isinstance(outcome, bytes):
             self._write(outcome)
@@ -178,7 +179,7 @@ class _Connection(asyncio.Protocol):
             self._count(outcome, keep)
 
     def _count(self, work: Work, keep: bool) -> None:
-        # The one place where time is read.
+        # Time is read here and where the request begins, and nowhere else.
         self._service.count(work, self._loop.time())
         if work.after_s:
             self._loop.call_later(work.after_s, self._finish, work, keep)
@@ -189,21 +190,36 @@ class _Connection(asyncio.Protocol):
         self._service.finish(work)
         if self._closing:
             return
-        if work.ending == "reset":
-            self.flush()
-            self._closing = True
-            self._transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
-            )
-            self._transport.abort()
+        fault = work.fault
+        if fault is None:
+            self._write(work.answer)
+            self._next(keep)
             return
-        if work.ending == "cut-off":
-            head = work.answer.index(b"\r\n\r\n") + 4
-            self._write(work.answer[: (head + len(work.answer)) // 2])
+        pieces = fault.split(work.answer)
+        if fault.takes_s:
+            self._send(deque(pieces), fault.takes_s / (len(pieces) - 1), fault.ending, keep)
+        else:
+            self._write(b"".join(pieces))
+            self._end(fault.ending, keep)
+
+    def _send(self, pieces: deque[bytes], pause_s: float, ending: Ending, keep: bool) -> None:
+        """Send the next piece, and after a pause those that are left, unless the client is gone."""
+        if self._closing:
+            return
+        self._write(pieces.popleft())
+        if pieces:
+            self._loop.call_later(pause_s, self._send, pieces, pause_s, ending, keep)
+        else:
+            self._end(ending, keep)
+
+    def _end(self, ending: Ending, keep: bool) -> None:
+        if ending == "next":
+            self._next(keep)
+        elif ending == "close":
             self.close()
-            return
-        self._write(work.answer)
-        self._next(keep)
+        elif ending == "reset":
+            self.flush()
+            self.abort()
 
     def _next(self, keep: bool) -> None:
         self._busy = False
@@ -221,7 +237,7 @@ class _Connection(asyncio.Protocol):
             self._begin(*self._ahead.popleft())
 
     def _give_up(self, status: int, message: str) -> None:
-        self._write(reply(status, b"", answers.error(message, "invalid_request_error")))
+        self._write(reply(status, b"", error(message, "invalid_request_error")))
         self.close()
 
     def _write(self, data: bytes) -> None:
@@ -241,6 +257,18 @@ class _Connection(asyncio.Protocol):
         self._closing = True
         self._transport.close()
 
+    def abort(self) -> None:
+        """Close with RST, and send nothing more."""
+        if self._closing:
+            return
+        self._closing = True
+        self._unsent = b""
+        with contextlib.suppress(OSError):  # the client may have closed it just now
+            self._transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
+            )
+        self._transport.abort()
+
 
 async def serve(config: Config, ready: Callable[[str], object]) -> None:
     """Serve until cancelled; `ready` is called once, with the base URL, when connections are taken.
@@ -248,26 +276,22 @@ async def serve(config: Config, ready: Callable[[str], object]) -> None:
     Raises `StartError` where the address can't be had or a package is missing.
     """
     loop = asyncio.get_running_loop()
-    service = Service(config)
     outbox = _Outbox(loop)
     connections: set[_Connection] = set()
-    try:
-        server = await loop.create_server(
-            lambda: _Connection(service, loop, outbox, connections),
-            config.host,
-            config.port,
-            backlog=_BACKLOG,
-        )
-    except (OSError, OverflowError) as error:
-        raise StartError(
-            f"can't listen on {config.host} port {config.port}: {error}; name another (port 0: any free one)"
-        ) from None
+
+    def drop() -> None:
+        for connection in list(connections):
+            connection.abort()
+
+    door = Door(config.host, config.script, lambda: _Connection(service, loop, outbox, connections), drop)
+    service = Service(config, first=door.begin)
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
-        ready(f"http://{host}:{server.sockets[0].getsockname()[1]}/v1")
+        port = await door.open(config.port)
+        ready(f"http://{host}:{port}/v1")
         await loop.create_future()
     finally:
-        server.close()
+        door.close()
         for connection in list(connections):
             connection.close()
 

@@ -1,7 +1,7 @@
 """A request's life: it arrives, it counts, it is finished. No sockets and no clock: `now` is an argument.
 
     arrive  is it a request at all, may it be asked, is its key free        -> an answer at once, or Work
-    count   faults, limits, the work itself, the bill                       -> Work.answer and Work.ending
+    count   faults, quota, limits, the work itself, the bill                -> Work.answer and Work.fault
     finish  the answer is on its way: its key is free again
 
 Between arriving and counting, and between counting and finishing, the caller lets the latency pass.
@@ -9,8 +9,8 @@ Between arriving and counting, and between counting and finishing, the caller le
 
 import functools
 import math
+from collections.abc import Callable
 from hashlib import blake2b
-from http import HTTPStatus
 from urllib.parse import unquote
 
 import msgspec
@@ -20,20 +20,9 @@ from batcher.simulator.config import Config
 from batcher.simulator.faults import Faults, Latency
 from batcher.simulator.ledger import Ledger
 from batcher.simulator.limits import ModelLimits, Over, whole_ms
+from batcher.simulator.outcomes import OUT_OF_QUOTA, Fault
 from batcher.simulator.reading import READERS, Asked, BadRequest, load
-
-#: How long a 429 that is a fault asks to wait: there is no limit that it could be worked out from.
-_FAULT_WAIT_S = 0.02
-
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
-}
-_HEAD = b"%bcontent-type: application/json\r\nx-request-id: req_%b\r\n%bcontent-length: %d\r\n\r\n"
-
-
-def reply(status: int, digest: bytes, body: bytes, lines: bytes = b"") -> bytes:
-    """Write a whole reply; `lines` are more header lines, each with its line break."""
-    return _HEAD % (_STATUS_LINES[status], digest.hex().encode(), lines, len(body)) + body
+from batcher.simulator.replies import error, reply, wait_lines
 
 
 class Work(msgspec.Struct, gc=False):
@@ -44,6 +33,8 @@ class Work(msgspec.Struct, gc=False):
     digest: bytes
     #: What the ledger calls it: its idempotency key, or its digest where it sent none.
     name: str | bytes
+    #: Its place among the requests that came: the first is 1.
+    number: int
     #: Its key was answered before.
     replay: bool = False
     #: Its key is marked as under way.
@@ -51,19 +42,25 @@ class Work(msgspec.Struct, gc=False):
     before_s: float = 0.0
     after_s: float = 0.0
     answer: bytes = b""
-    #: What becomes of the answer: None (it is sent), `reset` or `cut-off`.
-    ending: str | None = None
+    #: What it meets; None: it is answered as it should be.
+    fault: Fault | None = None
 
 
 class Service:
-    """Everything that the server knows: limits, faults, keys under way and the ledger."""
+    """Everything that the server knows: limits, faults, keys under way and the ledger.
 
-    def __init__(self, config: Config) -> None:
+    `first` is called when the first API request comes: the seconds of a script count from there.
+    """
+
+    def __init__(self, config: Config, first: Callable[[], object]) -> None:
         self._config = config
         voice = words.make_voice(config.answers)
         self._answers = answers.Answers(voice, config.cached_share, config.embedding_dimensions)
-        self._faults = Faults(config.faults, config.seed)
-        self._faulty = any(config.faults.values())
+        self._faults = Faults(config.faults, config.script, config.seed)
+        self._faulty = any(config.faults.values()) or bool(config.script)
+        self._quota = config.quota
+        self._first = first
+        self._began_s = 0.0
         self._before = Latency(b"before", config.latency_before_ms, config.seed)
         self._after = Latency(b"after", config.latency_after_ms, config.seed)
         self._slow = config.latency_before_ms[1] > 0 or config.latency_after_ms[1] > 0
@@ -75,14 +72,23 @@ class Service:
         self._credential = f"Bearer {config.api_key}".encode() if config.api_key else None
 
     def arrive(
-        self, method: str, target: bytes, key: str | None, credential: bytes | None, body: bytes
+        self,
+        method: str,
+        target: bytes,
+        key: str | None,
+        credential: bytes | None,
+        body: bytes,
+        now: float,
     ) -> bytes | Work:
         """Take a request; return its reply where nothing is left to decide."""
         path, query, prefix = _split(target)
         if method == "GET" and path == "/ledger":
             entries = "entries=1" in query.split("&")
             return reply(200, b"ledger", self._ledger.as_json(entries=entries))
-        self._ledger.requests += 1
+        number = self._ledger.requests = self._ledger.requests + 1
+        if number == 1:
+            self._began_s = now
+            self._first()
         digest = blake2b(prefix + body, digest_size=16).digest()
         if self._credential and credential != self._credential:
             message = "Incorrect API key provided." if credential else "You didn't provide an API key."
@@ -92,9 +98,9 @@ class Service:
             return self._get(method, path, digest)
         try:
             asked = reader(load(body))
-        except BadRequest as error:
-            return self._refuse(400, digest, str(error), error.param, error.code)
-        work = Work(path, asked, digest, digest if key is None else key)
+        except BadRequest as bad:
+            return self._refuse(400, digest, str(bad), bad.param, bad.code)
+        work = Work(path, asked, digest, digest if key is None else key, number)
         if key is not None and self._honour:
             refusal = self._hold(work, key)
             if refusal:
@@ -106,12 +112,16 @@ class Service:
 
     def count(self, work: Work, now: float) -> None:
         """Decide what becomes of the request, do its work and bill it."""
-        fault = self._faults.draw(work.name) if self._faulty else None
+        fault = self._faults.draw(work.name, work.number, now - self._began_s) if self._faulty else None
+        works = fault is None or fault.works
+        if self._quota is not None and works and not work.replay and self._ledger.billed >= self._quota:
+            self._turn_away(work, OUT_OF_QUOTA, b"")
+            return
         lines = b""
         if self._limited:
             limits = self._limits_of(work.asked.model)
             # What is turned away at the door, and what is only said again, takes nothing from the limits.
-            if not work.replay and fault not in ("reset-before", "429"):
+            if not work.replay and (fault is None or fault.is_charged):
                 over = limits.take(work.asked.charge, now)
                 if over:
                     # No work was tried: it does not count as an occurrence, and meets its fault next time.
@@ -122,16 +132,12 @@ class Service:
         if self._faulty:
             self._faults.happened(work.name)
         if fault:
-            self._ledger.faults[fault] += 1
-        if fault == "reset-before":
-            work.ending, work.after_s = "reset", 0.0
-        elif fault in ("429", "500"):
-            work.after_s = 0.0
-            work.answer = self._failed(work, fault, lines)
-        else:
+            self._ledger.faults[fault.name] += 1
+            work.fault = fault
+        if works:
             self._do(work, lines)
-            if fault:
-                work.ending = {"reset-after": "reset"}.get(fault, fault)
+        elif fault:
+            self._turn_away(work, fault, lines)
 
     def finish(self, work: Work) -> None:
         """Let go of the request's key."""
@@ -146,7 +152,23 @@ class Service:
             lines += b"idempotent-replayed: true\r\n"
         else:
             self._ledger.bill(work.name, work.digest, work.asked.model, usage)
-        work.answer = reply(200, work.digest, body, lines)
+        fault = work.fault
+        if fault is None:
+            work.answer = reply(200, work.digest, body, lines)
+        else:
+            body = fault.change(work.path, body)
+            work.answer = reply(
+                200, work.digest, body, fault.lines + lines, fault.content_type, fault.missing_bytes
+            )
+
+    def _turn_away(self, work: Work, fault: Fault, lines: bytes) -> None:
+        """Answer at once, if there is an answer, and do nothing."""
+        work.after_s = 0.0
+        if fault.status:
+            self._ledger.refused[str(fault.status)] += 1
+            work.answer = reply(
+                fault.status, work.digest, fault.body, fault.lines + lines, fault.content_type
+            )
 
     def _hold(self, work: Work, key: str) -> bytes | None:
         """Mark the key as under way, or refuse it (409 and 422 as the IETF's idempotency-key draft has them).
@@ -188,7 +210,7 @@ class Service:
         self, status: int, digest: bytes, message: str, param: str | None = None, code: str | None = None
     ) -> bytes:
         self._ledger.refused[str(status)] += 1
-        return reply(status, digest, answers.error(message, "invalid_request_error", param, code))
+        return reply(status, digest, error(message, "invalid_request_error", param, code))
 
     def _over(self, work: Work, over: Over, lines: bytes) -> bytes:
         """Answer 429; without a time to wait if the request is larger than the limit and no wait helps."""
@@ -198,19 +220,9 @@ class Service:
         if math.isinf(over.wait_s):
             message = f"Request too large {which}, Requested {over.requested}. It can never be taken."
         else:
-            lines += _wait_lines(over.wait_s)
+            lines += wait_lines(whole_ms(over.wait_s))
             message = f"Rate limit reached {which}. Please try again in {whole_ms(over.wait_s)}ms."
-        return reply(429, work.digest, answers.error(message, over.kind, None, "rate_limit_exceeded"), lines)
-
-    def _failed(self, work: Work, fault: str, lines: bytes) -> bytes:
-        self._ledger.refused[fault] += 1
-        if fault == "429":
-            message = f"Rate limit reached for {work.asked.model}: a fault of the simulator."
-            lines += _wait_lines(_FAULT_WAIT_S)
-            body = answers.error(message, "requests", None, "rate_limit_exceeded")
-        else:
-            body = answers.error("The server had an error: a fault of the simulator.", "server_error")
-        return reply(int(fault), work.digest, body, lines)
+        return reply(429, work.digest, error(message, over.kind, None, "rate_limit_exceeded"), lines)
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,8 +230,3 @@ def _split(target: bytes) -> tuple[str, str, bytes]:
     """Return the target's path, its query, and what the digest of its requests begins with."""
     path, _, query = target.decode("latin-1").partition("?")
     return path, query, path.encode() + b"\n"
-
-
-def _wait_lines(seconds: float) -> bytes:
-    ms = whole_ms(seconds)
-    return b"retry-after-ms: %d\r\nretry-after: %d\r\n" % (ms, -(-ms // 1000))

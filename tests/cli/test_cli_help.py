@@ -21,7 +21,10 @@ OPTIONS = {
     ),
     "status": ("--store", "--json"),
     "export": ("--store", "--output", "--errors", "--failed", "--attempts"),
-    "simulate": ("--port", "--api-key", "--rpm", "--tpm", "--latency-after", "--fault", "--idempotency"),
+    "simulate": (
+        *("--port", "--api-key", "--rpm", "--tpm", "--latency-after", "--fault", "--faults", "--list-faults"),
+        *("--quota", "--idempotency"),
+    ),
     "demo": ("--dir", "--rpm"),
 }
 

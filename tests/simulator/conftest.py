@@ -31,11 +31,12 @@ class Simulator:
         self.base_url = base_url
         self.process = process
         self.port = int(base_url.rsplit(":", 1)[1].removesuffix("/v1"))
+        self.timeout_s = 10
 
     def request(self, method, path, body=None, **headers):
         if isinstance(body, dict):
             body = json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)
@@ -69,8 +70,26 @@ def simulator(*options):
 
 
 @pytest.fixture
+def script(tmp_path):
+    """Return a function that writes a script of faults, of lines (objects), and returns its options."""
+
+    def write(*lines):
+        path = tmp_path / "faults.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return "--faults", str(path)
+
+    return write
+
+
+@pytest.fixture
 def start():
     """Return the context manager that starts a simulator with the given options."""
+    return simulator
+
+
+@pytest.fixture(scope="module")
+def start_once():
+    """Return what `start` does, for a simulator that a module's tests share."""
     return simulator
 
 

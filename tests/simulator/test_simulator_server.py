@@ -61,7 +61,7 @@ def test_requests_sent_ahead_are_answered_in_their_order(plain, connection):
 
 
 def test_a_slow_answer_is_not_overtaken(start):
-    with start("--latency", "1-50") as simulator:
+    with start("--latency", "1-20") as simulator:
         with socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as connection:
             connection.sendall(b"".join(raw(number) for number in range(70)))
             ids = [body["id"] for _, body in read_answers(connection, 70)]
