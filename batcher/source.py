@@ -1,22 +1,22 @@
 """The job file: read in blocks, parsed in groups, never held in memory as a whole."""
 
-import gzip
 import io
 import os
 import select
 import sys
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import anyio
 import anyio.to_thread
 import orjson
 
-from batcher.errors import ConfigurationError, JobFileError
+from batcher.errors import JobFileError
+from batcher.jobfile import BOM, UNREADABLE, no_rows, open_job, refuse_utf16, why
 from batcher.money.cost import worst_cost
 from batcher.money.prices import PriceBook
 from batcher.parse import Draft, parse, rejected
@@ -24,17 +24,11 @@ from batcher.request import Rejected, Request, Row
 from batcher.store.seen import Seen
 from batcher.tokens import estimate
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-#: What some editors put before a file's first line.
-_BOM = b"\xef\xbb\xbf"
 #: So much is read at a time, in bytes.
 _BLOCK = 1 << 20
-#: So much of a `.zst` file is uncompressed at a time: little, since it may grow many times over.
-_PIECE = 1 << 14
-#: What reading a file raises when it can't be read on.
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
+#: No request is as long: a file with such a line is something else, and memory would not hold it.
+_LONGEST_LINE_BYTES = 1 << 28
+_TOO_LONG = f"longer than {_LONGEST_LINE_BYTES >> 20} MB: a job file must be JSON Lines, one request per line"
 #: So many lines are parsed and matched at a time: few enough not to hold the loop up.
 _GROUP = 256
 #: So often a reader that waits for standard input looks whether anybody still wants it, in seconds.
@@ -91,17 +85,23 @@ class Source:
         self.last_seq = 0
         #: Whether the file has been read to its end.
         self.ended = False
+        #: Why it could not be.
+        self._broken: JobFileError | None = None
 
     async def groups(self, requests: Requests) -> AsyncGenerator[list[Request | Rejected], None]:
         """Yield every row, in the order of the file.
 
         Raises:
-            JobFileError: the file can't be read, or ends inside its compression.
+            JobFileError: the file can't be read, ends inside its compression, or holds no rows.
         """
         with Seen() as seen:
-            async for lines in self._groups_of_lines():
-                if lines:
-                    yield _identify([parse(line, seq) for seq, line in lines], lines, seen, requests)
+            try:
+                async for lines in self._groups_of_lines():
+                    if lines:
+                        yield _identify([parse(line, seq) for seq, line in lines], lines, seen, requests)
+            except JobFileError as error:
+                self._broken = error
+                raise
 
     async def _groups_of_lines(self) -> AsyncIterator[list[tuple[int, bytes]]]:
         async for block in self._lines.blocks():
@@ -121,13 +121,21 @@ class Source:
                     group = []
             # Not kept for the next block: it may break, or be long in coming from who writes to our input.
             yield group
+        if not self.count:
+            # Taken for a job of no rows, it would let every row of the store go.
+            raise no_rows(self._lines.name)
         self.ended = True
 
     async def count_rest(self) -> int:
         """Count the rows of the whole file, reading on from where `groups` has stopped.
 
         Of standard input only what has been read counts: the rest may never come.
+
+        Raises:
+            JobFileError: what `groups` raised, if it came before any row: there was no job.
         """
+        if self._broken is not None and not self.count:
+            raise self._broken
         if self.ended or self._lines.is_stdin:
             return self.count
         try:
@@ -181,6 +189,10 @@ class Lines:
     def __init__(self, path: str) -> None:
         self.path = path
         self.is_stdin = path == "-"
+        self.name = "standard input" if self.is_stdin else path
+        #: Lines that have been read to their ends, and bytes of the one after them.
+        self._count = 0
+        self._rest_bytes = 0
         self._file: BinaryIO | None = None
         self._broken: Exception | None = None
         self._closed = False
@@ -192,7 +204,8 @@ class Lines:
         first = True
         while data := await anyio.to_thread.run_sync(self._read, abandon_on_cancel=self.is_stdin):
             if first:
-                data, first = data.removeprefix(_BOM), False
+                refuse_utf16(self.name, data)
+                data, first = data.removeprefix(BOM), False
             yield self._split(data)
         if rest := b"".join(self._rest):
             yield [rest]
@@ -203,16 +216,21 @@ class Lines:
         lines = data.split(b"\n")
         self._rest.append(lines[0])
         if len(lines) == 1:
+            self._rest_bytes += len(data)
+            if self._rest_bytes > _LONGEST_LINE_BYTES:
+                raise JobFileError(f"{self.name}: line {self._count + 1} is {_TOO_LONG}")
             return []
         lines[0] = b"".join(self._rest)
         self._rest = [lines.pop()]
+        self._rest_bytes = len(self._rest[0])
+        self._count += len(lines)
         return lines
 
     def _open(self) -> BinaryIO:
         try:
             return sys.stdin.buffer if self.is_stdin else open_job(Path(self.path))
         except OSError as error:
-            message = f"{self.path} can't be read: {error.strerror}"
+            message = f"{self.name} can't be read: {error.strerror}"
             raise JobFileError(message) from error
 
     def _read(self) -> bytes:
@@ -226,10 +244,15 @@ class Lines:
             while self._broken is None and missing and (piece := reader.read1(missing)):
                 pieces.append(piece)
                 missing -= len(piece)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._broken = error
         if self._broken is not None and not pieces:
-            message = f"{self.path} can't be read on: {self._broken}; the rows before are kept"
+            message = f"{self.name} can't be read: {why(self._broken)}"
+            if self._count:
+                message = (
+                    f"{self.name} can't be read on after line {self._count}: {why(self._broken)}; "
+                    "the rows before are kept"
+                )
             raise JobFileError(message) from self._broken
         return b"".join(pieces)
 
@@ -248,69 +271,6 @@ class Lines:
             self._file.close()
 
 
-def open_job(path: Path) -> BinaryIO:
-    """Open a job file for reading bytes, uncompressed.
-
-    Raises:
-        ConfigurationError: it is compressed in a way that needs an extra that is not installed.
-        OSError: it can't be opened.
-    """
-    if path.suffix == ".gz":
-        return cast("BinaryIO", gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        try:
-            import zstandard  # noqa: F401
-        except ImportError:
-            message = f"{path} needs the zst extra: pip install 'batcher-openai[zst]'"
-            raise ConfigurationError(message) from None
-        return io.BufferedReader(_Zstandard(path.open("rb")), _BLOCK)
-    return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """A file of zstd frames, uncompressed. zstandard's own reader takes a file that is cut off for whole."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self._zstandard = zstandard
-        self._file = file
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._compressed = b""
-        self._text = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        while not self._text:
-            self._compressed = self._compressed or self._file.read(_PIECE)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("it ends inside its compression")
-                return 0
-            self._text = memoryview(self._uncompress())
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), len(self._text))
-        view[:count], self._text = self._text[:count], self._text[count:]
-        return count
-
-    def _uncompress(self) -> bytes:
-        frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
-        try:
-            text = frame.decompress(self._compressed)
-        except self._zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
-        self._frame = None if frame.eof else frame
-        self._compressed = frame.unused_data
-        return text
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
 def count_rows(path: str) -> int:
     """Count the rows of a job file: the lines that are not blank.
 
@@ -319,7 +279,8 @@ def count_rows(path: str) -> int:
     """
     try:
         with open_job(Path(path)) as file:
-            first = file.readline().removeprefix(_BOM)
-            return sum(1 for line in chain((first,), file) if line and not line.isspace())
-    except _UNREADABLE as error:
-        raise JobFileError(f"{path} can't be read to its end: {error}") from error
+            first = file.readline(_LONGEST_LINE_BYTES).removeprefix(BOM)
+            rest = iter(partial(file.readline, _LONGEST_LINE_BYTES), b"")
+            return sum(1 for line in chain((first,), rest) if line and not line.isspace())
+    except UNREADABLE as error:
+        raise JobFileError(f"{path} can't be read to its end: {why(error)}") from error

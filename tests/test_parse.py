@@ -43,7 +43,7 @@ def draft(raw, seq=17):
     ("url", "body"),
     [
         (CHAT, {"model": "m", "messages": MESSAGES}),
-        (CHAT, {"model": "m", "messages": "the server will say so"}),
+        (CHAT, {"model": "m", "messages": [{"the server": "will say so"}]}),
         (RESPONSES, {"model": "m", "input": "hi"}),
         (RESPONSES, {"model": "m", "prompt": {"id": "p"}}),
         (RESPONSES, {"model": "m", "previous_response_id": "r"}),
@@ -127,6 +127,82 @@ def test_streaming_that_is_switched_off_is_no_streaming(value):
     assert draft(line(body={**BODY, "stream": value, "background": value}))
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "reason"),
+    [
+        (CHAT, {"messages": None}, "messages must be an array of objects, not null"),
+        (CHAT, {"messages": "hi"}, "messages must be an array of objects, not a string"),
+        (CHAT, {"messages": {"role": "user"}}, "messages must be an array of objects, not an object"),
+        (CHAT, {"messages": []}, "messages must be an array of objects, not an empty one"),
+        (CHAT, {"messages": ["hi"]}, "messages must be an array of objects, and holds a string"),
+        (CHAT, {"messages": [*MESSAGES, None]}, "messages must be an array of objects, and holds null"),
+        (RESPONSES, {"input": 5}, "input must be a string or an array, not a number"),
+        (RESPONSES, {"input": {"role": "user"}}, "input must be a string or an array, not an object"),
+        (RESPONSES, {"input": None}, f"input is missing: {RESPONSES} needs it"),
+        (EMBEDDINGS, {"input": None}, "input must be a string or an array, not null"),
+        (EMBEDDINGS, {"input": True}, "input must be a string or an array, not true or false"),
+        (MODERATIONS, {"input": 1.5}, "input must be a string or an array, not a number"),
+        (COMPLETIONS, {"prompt": {"id": "p"}}, "prompt must be a string or an array, not an object"),
+    ],
+)
+def test_content_of_an_impossible_type_is_refused(url, body, reason):
+    assert refusal(line(url=url, body={"model": "m", **body})) == reason
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (RESPONSES, {"input": None, "previous_response_id": "r"}),
+        (RESPONSES, {"input": [], "prompt": {"id": "p"}}),
+        (EMBEDDINGS, {"input": [[1, 2], [3]]}),
+        (EMBEDDINGS, {"input": ""}),
+        (MODERATIONS, {"input": [{"type": "text", "text": "x"}]}),
+        (COMPLETIONS, {"prompt": None}),
+        (COMPLETIONS, {"prompt": [1, 2]}),
+    ],
+)
+def test_content_that_some_server_takes_is_for_the_server_to_judge(url, body):
+    assert draft(line(url=url, body={"model": "m", **body}))
+
+
+OUTPUT_LIMITS = ["max_tokens", "max_completion_tokens", "max_output_tokens"]
+
+
+@pytest.mark.parametrize("name", [*OUTPUT_LIMITS, "n"])
+@pytest.mark.parametrize("value", [0, -2, 1.5, "16", True, False, [16], {}])
+def test_a_number_that_must_be_whole_is_refused_where_it_is_not(name, value):
+    shown = orjson.dumps(value).decode()
+    assert refusal(line(body={**BODY, name: value})) == (
+        f"{name} must be a whole number, at least 1, not {shown}"
+    )
+
+
+@pytest.mark.parametrize("name", [*OUTPUT_LIMITS, "n"])
+@pytest.mark.parametrize("value", [None, 1, 16, 2**40, 16.0])
+def test_a_whole_number_is_taken(name, value):
+    assert draft(line(body={**BODY, name: value})).fields[name] == value
+
+
+def test_limits_that_only_some_servers_know_are_theirs_to_judge():
+    for name in OUTPUT_LIMITS:  # no limit, for local servers
+        assert draft(line(body={**BODY, name: -1}))
+    assert draft(line(url=COMPLETIONS, body={"model": "m", "prompt": "x", "max_tokens": 0, "echo": True}))
+    for value in (False, 0.5, -1.5):
+        refusal(line(url=COMPLETIONS, body={"model": "m", "prompt": "x", "max_tokens": value}))
+
+
+@pytest.mark.parametrize("url", ENDPOINTS)
+@pytest.mark.parametrize("form", ["{0}/", "/{1}", "{1}", "v1/{1}", "/{1}/", "https://api.openai.com/v1/{1}"])
+def test_a_url_that_is_nearly_right_is_told_the_right_one(url, form):
+    written = form.format(url, url.removeprefix("/v1/"))
+    assert refusal(line(url=written)).endswith(f": did you mean {url}?"), written
+
+
+@pytest.mark.parametrize("url", ["/v1/batches", "/", "", "/v1", 0, False, [], {}])
+def test_a_url_that_is_nothing_like_one_gets_no_hint(url):
+    assert "did you mean" not in refusal(line(url=url))
+
+
 # --- bare bodies
 
 
@@ -172,7 +248,9 @@ def test_the_endpoint_of_a_bare_body_follows_from_its_shape(body, url):
         ({"custom_id": "a", "url": CHAT}, "neither a Batch line"),
         ({"messages": MESSAGES}, "model is missing"),
         ({"model": "m", "text": {}}, f"input is missing: {RESPONSES} needs it"),
-        ({"model": "m", "messages": [], "stream": True}, '"stream": true'),
+        ({"model": "m", "messages": MESSAGES, "stream": True}, '"stream": true'),
+        ({"model": "m", "messages": []}, "messages must be an array of objects, not an empty one"),
+        ({"model": "m", "input": 5}, "input must be a string or an array, not a number"),
     ],
 )
 def test_a_bare_body_is_refused_with_its_reason(body, reason):
@@ -211,6 +289,32 @@ def test_a_bare_body_is_refused_with_its_reason(body, reason):
 )
 def test_what_is_no_request_is_refused(raw, reason):
     assert refusal(raw).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"[", "this looks like one JSON array"),
+        (b'[{"model": "m"}]', "this looks like one JSON array"),
+        (b"[]", "this looks like one JSON array"),
+        (b"{", "this looks like JSON over several lines"),
+        (b"id,text", "this looks like something else, such as CSV"),
+        (b'"a"', ""),
+        ("{}".encode("utf-16-le"), "this looks like UTF-16"),
+        (b"PK\x03\x04\x00", "or a binary file"),
+        (b'{"model": "m", "input": NaN}', ""),
+    ],
+)
+def test_the_first_line_says_what_the_file_looks_like(raw, says):
+    first, later = refusal(raw, 1), refusal(raw, 2)
+    assert says in first
+    assert first.startswith(later)
+    assert "looks like" not in later
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\xc3"])
+def test_what_is_not_utf8_is_told_with_its_byte(bad):
+    assert refusal(b'{"a": "%b"}' % bad) == "not valid JSON: it is not UTF-8 at byte 8"
 
 
 def test_a_fault_in_the_json_is_told_with_its_column():
@@ -252,9 +356,9 @@ def test_the_key_of_a_refused_line_is_of_what_it_says_and_where():
 
 
 def test_the_body_is_sent_as_parsed_with_its_keys_in_their_order():
-    body = b'{ "z": 1.50, "model" : "m",\t"a": [1 ,2], "messages": [ ], "\\u00e9": "\\u0041\\/" }'
+    body = b'{ "z": 1.50, "model" : "m",\t"a": [1 ,2], "messages": [ {} ], "\\u00e9": "\\u0041\\/" }'
     raw = b'{"body": %b, "custom_id": "x"}' % body
-    expected = '{"z":1.5,"model":"m","a":[1,2],"messages":[],"é":"A/"}'.encode()
+    expected = '{"z":1.5,"model":"m","a":[1,2],"messages":[{}],"é":"A/"}'.encode()
     assert draft(raw).body == expected
     assert draft(body).body == expected
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.errors import ConfigurationError, JobFileError
+from batcher.jobfile import check_job
 from batcher.money.prices import PriceBook
 from batcher.parse import parse
 from batcher.request import Rejected, Request
@@ -109,12 +110,19 @@ def test_blank_lines_are_no_rows_but_count_in_line_numbers(job):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\n \r\n\n", BOM, BOM + b"\n"])
-def test_a_file_without_rows_has_none(tmp_path, content):
+def test_a_file_without_rows_is_no_job(tmp_path, content):
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)
     source = Source(str(path))
-    assert anyio.run(read, source, requests()) == ([], None)
-    assert (source.count, source.ended, count_rows(str(path))) == (0, True, 0)
+    groups, error = anyio.run(read, source, requests())
+    assert groups == []
+    assert str(error) == f"{path} holds no rows: a job file has one request per line"
+    # Not read to its end: that would let every row of the store go.
+    assert (source.count, source.ended, count_rows(str(path))) == (0, False, 0)
+    with pytest.raises(JobFileError, match="holds no rows"):
+        anyio.run(source.count_rest)
+    with pytest.raises(JobFileError, match="is empty" if not content else "holds no rows"):
+        check_job(str(path))
 
 
 def test_a_bom_in_the_middle_is_no_bom(job):
@@ -138,6 +146,17 @@ def test_a_line_longer_than_many_blocks_is_one_row(job):
     assert items[1].body == bare(text)
 
 
+def test_a_line_without_an_end_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "job.jsonl"
+    with path.open("wb") as file:
+        file.write(named("a") + b"\n[")
+        file.truncate(10**13)
+    monkeypatch.setattr("batcher.source._LONGEST_LINE_BYTES", 3_000_000)
+    groups, error = anyio.run(read, Source(str(path)), requests())
+    assert [row(item).custom_id for group in groups for item in group] == ["a"]
+    assert str(error).startswith(f"{path}: line 2 is longer than ")
+
+
 def test_line_breaks_at_the_edges_of_a_block_cut_nothing(job):
     block = 1 << 20
     first = named("a")
@@ -152,7 +171,16 @@ def test_line_breaks_at_the_edges_of_a_block_cut_nothing(job):
 def test_any_bytes_are_rows_and_their_count_is_known_beforehand(tmp_path_factory, pieces):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(b"".join(pieces))
-    assert len(rows_of(path)) == count_rows(str(path))
+    groups, error = anyio.run(read, Source(str(path)), requests())
+    count = sum(map(len, groups))
+    assert count == count_rows(str(path))
+    # Both ways of looking at a file agree whether there is a job in it.
+    try:
+        check_job(str(path))
+    except JobFileError:
+        assert (count, type(error)) == (0, JobFileError)
+    else:
+        assert (count > 0, error) == (True, None)
 
 
 # --- compression
@@ -202,7 +230,8 @@ class TestCompressed:
         source = Source(str(packed))
         groups, error = anyio.run(read, source, requests())
         items = [item for group in groups for item in group]
-        assert str(packed) in str(error)
+        after = f" on after line {len(items)}: it is cut off: " if items else ": it is cut off: "
+        assert str(error).startswith(f"{packed} can't be read{after}")
         assert error.exit_code == 2
         assert not source.ended
         assert source.count == len(items)
@@ -238,7 +267,8 @@ class TestCompressed:
     def test_nothing_at_all_is_no_rows(self, tmp_path, suffix, compress):
         path = tmp_path / f"a.jsonl{suffix}"
         compress(b"", path)
-        assert rows_of(path) == []
+        _, error = anyio.run(read, Source(str(path)), requests())
+        assert str(error).startswith(f"{path} holds no rows")
         assert count_rows(str(path)) == 0
 
 
@@ -248,7 +278,7 @@ def test_a_gz_file_that_makes_no_sense_inside_is_an_error_of_the_file(tmp_path):
     path.write_bytes(good + good[:10] + b"\x07" + good[11:])  # a deflate block of the kind that is reserved
     groups, error = anyio.run(read, Source(str(path)), requests())
     assert [row(item).custom_id for group in groups for item in group] == ["a"]
-    assert str(error).startswith(f"{path} can't be read on: ")
+    assert str(error).startswith(f"{path} can't be read on after line 1: its compression is damaged (")
     with pytest.raises(JobFileError, match="can't be read to its end"):
         count_rows(str(path))
 
@@ -269,6 +299,58 @@ def test_without_the_extra_a_zst_file_says_what_to_install(job, monkeypatch):
 
 
 # --- files that can't be read
+
+
+UTF16 = named("a").decode().encode("utf-16")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b"", "is empty: a job file has one request per line"),
+        ("a.jsonl", UTF16, "is UTF-16, and a job file must be UTF-8"),
+        ("a.jsonl", b"\xfe\xff\0{", "is UTF-16, and a job file must be UTF-8"),
+        ("a.gz", gzip.compress(UTF16), "is UTF-16, and a job file must be UTF-8"),
+        ("a.gz", gzip.compress(b"\n" * 3_000_000), "holds no rows"),
+        ("a.gz", named("a"), "can't be read: it is not gzip"),
+        ("a.gz", gzip.compress(noisy(9))[:40], "can't be read: it is cut off"),
+        ("a.gz", gzip.compress(noisy(9))[:5], "can't be read: it is cut off"),
+        ("a.zst", zstandard.compress(b"\n\n"), "holds no rows"),
+        ("a.zst", named("a"), "can't be read: it is not zstd"),
+        ("a.zst", zstandard.compress(noisy(9))[:40], "can't be read: it is cut off"),
+    ],
+    ids=lambda value: value if type(value) is str else "",
+)
+def test_a_file_without_a_job_in_it_is_refused_beforehand(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(JobFileError) as caught:
+        check_job(str(path))
+    assert str(caught.value).startswith(f"{path} {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_says_so(job, monkeypatch):
+    path = job(named("a"))
+
+    def refuse(*_args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(JobFileError, match=r"job\.jsonl can't be read: Permission denied"):
+        check_job(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [named("a"), b"\n\n" + named("a"), b"{", b"\n" * 2_000_000 + b"x", b"\xff"],
+    ids=["a row", "blank lines first", "no JSON", "blank blocks first", "no UTF-8"],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_file_with_a_line_in_it_is_a_job(tmp_path, content, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    {"": lambda data, path: path.write_bytes(data), ".gz": gz, ".zst": zst}[suffix](content, path)
+    check_job(str(path))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -415,6 +497,30 @@ def test_a_name_is_used_once_however_far_apart(job):
         " custom_id 'n700' is used by line 701 already",
         " custom_id 'new' is used by line 1003 already",
     ]
+
+
+def test_a_name_is_used_once_even_hundreds_of_thousands_of_rows_apart(tmp_path):
+    path = tmp_path / "job.jsonl"
+    with path.open("wb") as file:
+        file.write(named("first") + b"\n")
+        body = b'{"custom_id":"n%d","body":{"model":"m","prompt":""}}\n'
+        file.writelines(body % number for number in range(300_000))
+        file.write(named("first", "other") + b"\n")
+
+    class Unmade:
+        """Makes no requests: only names matter here."""
+
+        def request(self, *_draft_and_key):
+            return None
+
+    source = Source(str(path))
+
+    async def rejected():
+        return [item async for group in source.groups(Unmade()) for item in group if item]
+
+    (last,) = anyio.run(rejected)
+    source.close()
+    assert last.reason == "line 300002: custom_id 'first' is used by line 1 already: names must be unique"
 
 
 def test_a_bare_row_has_the_name_of_its_line(job):

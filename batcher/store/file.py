@@ -1,5 +1,6 @@
 """The store as a file: made, recognised, locked, opened."""
 
+import errno
 import os
 import sqlite3
 from contextlib import closing
@@ -7,17 +8,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from batcher.errors import StoreError, StoreLockedError
+from batcher.errors import StoreError, StoreLockedError, StoreWriteError
 from batcher.store.catalogue import APPLICATION_ID, SCHEMA_VERSION, query, schema
 
 _MAGIC = b"SQLite format 3\x00"
+#: What the system says when a disk, or the user's share of it, is full.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_new(path: Path) -> bool:
     """Say whether there is no store yet: no file, or an empty one. Refuse, untouched, what is not a store.
 
     Raises:
-        StoreError: it is a directory, not ours, of a newer version, or can't be read.
+        StoreError: it is a directory, not ours, of another version, or can't be read.
     """
     if path.exists() and not path.is_file():
         what = "a directory" if path.is_dir() else "no regular file"
@@ -43,6 +46,9 @@ def is_new(path: Path) -> bool:
     if version > SCHEMA_VERSION:
         message = f"{path} was written by a newer batcher (store version {version}): upgrade batcher-openai"
         raise StoreError(message)
+    if version < SCHEMA_VERSION:
+        message = f"{path} was written by an older batcher (store version {version}): name another --store"
+        raise StoreError(message)
     return False
 
 
@@ -51,6 +57,7 @@ def make(path: Path, namespace: str, base_url: str, created_at: float) -> None:
 
     Raises:
         StoreError: the folder can't be written.
+        StoreWriteError: the disk is full.
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -64,12 +71,22 @@ def make(path: Path, namespace: str, base_url: str, created_at: float) -> None:
                 db.execute(statement)
             db.execute(query("make_job"), (namespace, base_url, created_at))
             db.execute("COMMIT")
-    except OSError as error:
-        message = f"{path} can't be made: {error.strerror}"
-        raise StoreError(message) from error
-    except sqlite3.Error as error:
-        message = f"{path} can't be made: {error}"
-        raise StoreError(message) from error
+    except (OSError, sqlite3.Error) as error:
+        raise unusable(path, "can't be made", error) from error
+
+
+def unusable(path: Path, what: str, error: OSError | sqlite3.Error) -> StoreError:
+    """Make the error of a store that can't be made or opened: the disk's where it is full, or its own."""
+    if isinstance(error, OSError):
+        is_full, why = error.errno in _DISK_FULL, error.strerror
+    else:
+        # Extended codes have the kind of error in their lowest byte. The WAL's index on a full disk is an
+        # I/O error.
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        is_full, why = kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR), str(error)
+    if is_full:
+        return StoreWriteError(f"{path} {what}: {why}: see to the disk and run the same command again")
+    return StoreError(f"{path} {what}: {why}")
 
 
 def _statements(script: str) -> list[str]:
@@ -88,6 +105,7 @@ def lock(path: Path) -> FileLock:
     Raises:
         StoreLockedError: another process has it.
         StoreError: the lock file can't be written.
+        StoreWriteError: the disk is full.
     """
     held = FileLock(f"{path}.lock", blocking=False, mode=0o600)
     try:
@@ -97,8 +115,7 @@ def lock(path: Path) -> FileLock:
         message = f"{path} is in use by process {pid}: wait until it ends, or stop it (kill -INT {pid})"
         raise StoreLockedError(message) from None
     except OSError as error:
-        message = f"{path}.lock can't be written: {error.strerror}"
-        raise StoreError(message) from error
+        raise unusable(Path(f"{path}.lock"), "can't be written", error) from error
     return held
 
 

@@ -1,6 +1,7 @@
 """What can be got wrong, and the one line that says so: exit 2, nothing on standard output, no traceback."""
 
 import gzip
+import os
 
 import pytest
 
@@ -18,6 +19,15 @@ def one_line(ended, code=2):
     return line
 
 
+def one_line_and_json(ended, code=2):
+    """Check the same of a command with `--json`: its one object on standard output says why it stopped."""
+    (line,) = ended.err.splitlines()
+    assert ended.code == code
+    assert line == f"batcher: {ended.json['stopped']}"
+    assert (ended.json["rows"], ended.json["requests"], ended.json["cost_usd"]) == (0, 0, "0.00")
+    return line
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -26,6 +36,9 @@ def one_line(ended, code=2):
         (["--rpm", "-5"], "--rpm must be at least 1, not -5"),
         (["--max-inflight", "0"], "--max-inflight must be at least 1, not 0"),
         (["--max-inflight", "100000000"], "ulimit -n"),
+        (["--tpm", "0"], "--tpm must be at least 1, not 0"),
+        (["--limit-rows", "0"], "--limit-rows must be at least 1, not 0"),
+        (["--store", "job.jsonl"], "must be four different files"),
         (["--limit", "m=0/5"], "--limit m must be at least 1, not 0"),
         (["--timeout", "0"], "--timeout must be"),
         (["--store", "."], ". is a directory"),
@@ -41,8 +54,8 @@ def one_line(ended, code=2):
 def test_a_wrong_setting(batcher, server, job, tmp_path, options, says):
     (tmp_path / "notes.txt").write_text("not a store, and not prices\n")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    ended = batcher("run", job, "--base-url", server.base_url, *options)
-    assert says in one_line(ended)
+    ended = batcher("run", job, "--base-url", server.base_url, "--json", *options)
+    assert says in one_line_and_json(ended)
     # Nothing was made, and what was there is as it was.
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -85,6 +98,26 @@ def test_no_key(batcher, job, key):
     assert "set OPENAI_API_KEY" in one_line(batcher("run", job, env={"OPENAI_API_KEY": key}))
 
 
+def test_no_key_as_json(batcher, job):
+    ended = batcher("run", job, "--json", env={"OPENAI_API_KEY": None})
+    assert "set OPENAI_API_KEY" in one_line_and_json(ended)
+
+
+def test_a_base_url_may_leave_out_v1_or_end_with_a_slash(batcher, server, job, tmp_path):
+    bare = server.base_url.removesuffix("/v1")
+    for number, base_url in enumerate((bare, f"{server.base_url}/")):
+        ended = batcher("run", job, "--base-url", base_url, "--store", f"{number}.db", "--json", "--quiet")
+        assert (ended.code, ended.json["succeeded"]) == (0, 3)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("option", ["--store", "--output", "--errors"])
+def test_a_folder_that_may_not_be_written(batcher, server, job, tmp_path, option):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    ended = batcher("run", job, "--base-url", server.base_url, "--json", option, "closed/file")
+    assert "closed" in one_line_and_json(ended)
+
+
 def test_a_key_that_no_header_can_hold_is_not_shown(batcher, job):
     line = one_line(batcher("run", job, env={"OPENAI_API_KEY": "sk-secret\nx"}))
     assert "OPENAI_API_KEY" in line
@@ -97,7 +130,7 @@ def test_standard_input_without_a_store(batcher):
 
 def test_the_store_of_another_endpoint(batcher, server, job):
     assert batcher("run", job, "--base-url", server.base_url).code == 0
-    line = one_line(batcher("run", job, "--base-url", "http://127.0.0.1:2/v1"))
+    line = one_line_and_json(batcher("run", job, "--base-url", "http://127.0.0.1:2/v1", "--json"))
     assert server.base_url in line
     assert "http://127.0.0.1:2/v1" in line
     assert "--store" in line

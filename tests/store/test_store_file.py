@@ -1,5 +1,6 @@
 """The store as a file: made with care, recognised, locked; what is not one stays byte for byte as it was."""
 
+import errno
 import os
 import sqlite3
 import stat
@@ -9,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from batcher.errors import StoreError, StoreLockedError
+from batcher.errors import StoreError, StoreLockedError, StoreWriteError
 from batcher.store import file, reader
 from batcher.store.catalogue import APPLICATION_ID, SCHEMA_VERSION
 from batcher.store.journal import Journal, Opening
@@ -51,6 +52,12 @@ def newer(path):
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
 
 
+def older(path):
+    file.make(path, "space", URL, 1.0)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+
+
 def truncated_header(path):
     path.write_bytes(b"SQLite format 3\x00")
 
@@ -61,6 +68,7 @@ FOREIGN = {
     other_database: "is not a batcher store",
     other_application: "is not a batcher store",
     truncated_header: "is not a batcher store",
+    older: rf"written by an older batcher \(store version {SCHEMA_VERSION - 1}\): name another --store",
     newer: rf"written by a newer batcher \(store version {SCHEMA_VERSION + 1}\): upgrade batcher-openai",
 }
 
@@ -122,6 +130,50 @@ def test_a_folder_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
         StoreError, match=r"job\.db(\.lock can't be written|can't be made): Permission denied"
     ):
         open_journal(tmp_path / "job.db")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_fault_of_the_store(tmp_path, monkeypatch, number):
+    def refuse(*_args, **_options):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "job.db"
+    monkeypatch.setattr(os, "open", refuse)
+    for make, name in (
+        (lambda: file.make(path, "space", URL, 1.0), path),
+        (lambda: file.lock(path), f"{path}.lock"),
+    ):
+        with pytest.raises(StoreWriteError) as caught:
+            make()
+        assert caught.value.exit_code == 3
+        assert str(caught.value).startswith(f"{name} can't be ")
+        assert str(caught.value).endswith(": see to the disk and run the same command again")
+
+
+def test_a_disk_that_fills_while_the_store_is_made_leaves_none(tmp_path, monkeypatch):
+    path = tmp_path / "job.db"
+
+    def small(*args, **options):
+        db = sqlite3.Connection(*args, **options)
+        db.execute("PRAGMA max_page_count = 2")  # then SQLite says what it says of a full disk
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(StoreWriteError, match="can't be made: database or disk is full: see to the disk"):
+        file.make(path, "space", URL, 1.0)
+    monkeypatch.undo()
+    assert file.is_new(path)
+    open_journal(path)
+
+
+def test_what_is_not_the_disks_fault_is_the_stores(tmp_path):
+    path = tmp_path / "job.db"
+    for error in (PermissionError(13, "Permission denied"), sqlite3.DatabaseError("malformed")):
+        found = file.unusable(path, "can't be made", error)
+        assert (type(found), found.exit_code) == (StoreError, 2)
+    failing = sqlite3.OperationalError("disk I/O error")
+    failing.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    assert type(file.unusable(path, "can't be opened", failing)) is StoreWriteError
 
 
 def test_reading_what_does_not_exist_is_refused_and_makes_nothing(tmp_path):
