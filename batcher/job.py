@@ -13,21 +13,24 @@ import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from batcher.clock import Clock, SystemClock
-from batcher.errors import ConfigurationError, JobFileError, StoreWriteError
+from batcher.errors import ConfigurationError, StoreWriteError
+from batcher.health import Health
+from batcher.jobfile import check_job
 from batcher.limits.pool import SHARED, Limit, Pool, pools
 from batcher.limits.slots import Slots
 from batcher.limits.window import PERIOD_S, SKEW_S
-from batcher.loop import Loop, Parts, Stop
+from batcher.loop import Loop, Parts
 from batcher.money.overrides import read_overrides
 from batcher.money.prices import PriceBook
 from batcher.options import Delivery, Options, Paths
+from batcher.preflight import preflight
 from batcher.request import State
 from batcher.results import check_writable, write_errors, write_results
-from batcher.retry import Outage
-from batcher.source import Requests, Source, count_rows, open_job
+from batcher.source import Requests, Source, count_rows
+from batcher.stop import INTERRUPTED, Stop
 from batcher.store import reader
 from batcher.store.journal import Journal, Opening
-from batcher.summary import INTERRUPTED, Summary, summarise
+from batcher.summary import Summary, summarise
 from batcher.tally import Tally
 from batcher.transport.endpoint import Endpoint
 from batcher.transport.files import raise_file_limit
@@ -85,6 +88,7 @@ async def run_job(
     _check_job_file(options.job)
     for path in (paths.output, paths.errors):
         check_writable(path)
+    disk = await anyio.to_thread.run_sync(preflight, options.job, paths, options.limit_rows)
     _check_file_limit(options.max_inflight)
     overrides = None if options.prices is None else read_overrides(options.prices)
     prices = PriceBook(endpoint.base_url, clock.wall(), overrides)
@@ -93,6 +97,8 @@ async def run_job(
     journal = await Journal.open(_opening(options, paths.store, endpoint.base_url), clock)
     try:
         async with _loop(options, endpoint, journal, source, prices, tally, clock) as loop:
+            if disk is not None and disk.warning is not None:
+                loop.notices.append(disk.warning)
             await _run_watched(loop, tally, watch)
         rows = await source.count_rest()
         if not source.ended:
@@ -151,7 +157,7 @@ async def _loop(
                 prices=prices,
                 policy=Policy(options.max_attempts, options.delivery == "at-most-once"),
                 max_failures=options.max_failures,
-                outage=Outage(options.max_stall_s),
+                health=Health(options.max_stall_s),
                 clock=clock,
                 tally=tally,
                 grace_s=options.grace_s,
@@ -204,18 +210,8 @@ def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed
 
 
 def _check_job_file(job: str) -> None:
-    if job == "-":
-        return
-    path = Path(job)
-    try:
-        if path.is_dir():
-            raise JobFileError(f"{job} is a directory: name a job file (JSON Lines)")
-        if not path.stat().st_size:
-            raise JobFileError(f"{job} is empty: a job file has one request per line")
-        with open_job(path) as file:
-            file.read(1)
-    except (OSError, EOFError) as error:
-        raise JobFileError(f"{job} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    if job != "-":
+        check_job(job)
 
 
 def _check_file_limit(max_inflight: int) -> None:

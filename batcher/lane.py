@@ -1,5 +1,6 @@
 """A rate budget with what waits for it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from batcher.bell import Bell
@@ -31,7 +32,22 @@ class Lane:
         if self.pool.pause(until, now):
             self.ramp.cut()
 
+    def probed(self, *, opened: bool) -> None:
+        """Note that the probe has landed, and open up if it got through."""
+        self.pool.probed()
+        if opened:
+            self.ramp.reopen()
+
     def note_bound(self, now: float) -> None:
         """Note which limit its first request waits for."""
         head = next(self.queue.ready(now), None)
         self.bound = None if head is None else self.pool.binding(head.request.tokens, now)
+
+
+def share(lane: Lane, lanes: Iterable[Lane], free: int, now: float) -> int:
+    """Return how many of the endpoint's free slots a lane may take: who holds the fewest goes first."""
+    rivals = [each.held.taken for each in lanes if each is not lane and each.could_go(now)]
+    if rivals:
+        # One that answers slowly gives few slots back: without this it would end up with all of them.
+        free = 0 if lane.held.taken > min(rivals) else min(free, max(1, free // (len(rivals) + 1)))
+    return min(free, lane.ramp.free)

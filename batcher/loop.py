@@ -21,7 +21,8 @@ import anyio
 from batcher.bell import Bell
 from batcher.clock import Clock
 from batcher.errors import JobFileError, StoreWriteError
-from batcher.lane import Lane
+from batcher.health import Health
+from batcher.lane import Lane, share
 from batcher.limits.bucket import Never, Took, Wait
 from batcher.limits.pool import Pool
 from batcher.limits.slots import Slots
@@ -38,12 +39,22 @@ from batcher.request import (
     Transport,
     Try,
 )
-from batcher.retry import MaxFailures, Outage
+from batcher.retry import MaxFailures
 from batcher.settlement import in_doubt, rejections, settlement, unsent
 from batcher.source import Requests, Source
+from batcher.stop import Stop
 from batcher.store.journal import Journal
 from batcher.tally import Tally
-from batcher.verdict import Again, Done, Fail, Halt, Hold, Policy, Standing, Verdict, judge
+from batcher.verdict import (
+    Done,
+    Fail,
+    Halt,
+    Hold,
+    Policy,
+    Verdict,
+    endpoint_hold,
+    judge,
+)
 
 #: The reader stops while so many requests, or so many bytes of them, wait to be sent.
 LOOK_AHEAD_REQUESTS: Final = 10_000
@@ -52,16 +63,6 @@ LOOK_AHEAD_BYTES: Final = 32_000_000
 UNSETTLED_BYTES: Final = 64_000_000
 #: Within a pace's burst, admission waits this long for more to go together: a claim is a commit.
 TICK_S: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a run ends before its rows do."""
-
-    #: `interrupted`, `input`, `disk`, `stall`, `failures`, or a word of the verdict table.
-    kind: str
-    #: One sentence: what happened, and what to do.
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class Parts:
     prices: PriceBook
     policy: Policy
     max_failures: MaxFailures
-    outage: Outage
+    health: Health
     clock: Clock
     tally: Tally
     #: After a stop, how long what is in flight may take to land, in seconds.
@@ -89,6 +90,8 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        #: What whoever watches should know, a line each, oldest first: for the watcher to take.
+        self.notices = parts.health.notices
         self._clock = parts.clock
         self._slots = parts.slots
         self._lanes = {name: Lane(pool, Slots(parts.slots.ceiling)) for name, pool in parts.pools.items()}
@@ -96,13 +99,15 @@ class Loop:
         self._landed: list[tuple[Claimed, Landed]] = []
         self._landing = Bell()
         self._room = Bell()
+        self._stall = Bell()
         self._stopping = asyncio.Event()
         self._finished = asyncio.Event()
         #: Attempts that went first after a pause.
         self._probes: set[int] = set()
         self._fed = False
-        #: Requests in the queues or on their way; bytes of those in the queues, and of replies not settled.
-        self._outstanding = 0
+        #: Requests in the queues or on their way, and those of them of which no attempt has landed yet.
+        self._outstanding = self._untried = 0
+        #: Bytes of the requests in the queues, and of replies not settled.
         self._queued_bytes = 0
         self._unsettled_bytes = 0
         self.stopped: Stop | None = None
@@ -113,6 +118,7 @@ class Loop:
             tasks.start_soon(self._guard, self._feed)
             tasks.start_soon(self._guard, self._settle)
             tasks.start_soon(self._drain)
+            tasks.start_soon(self._watch_stall)
             for lane in self._lanes.values():
                 tasks.start_soon(self._guard, self._admit, lane)
             for _ in range(self._slots.ceiling):
@@ -188,6 +194,7 @@ class Loop:
             requests = [item for item in requests if item.rows[0].seq not in doubted]
         for request in requests:
             self._outstanding += 1
+            self._untried += 1
             self._queued_bytes += len(request.body)
             lane = self._lanes[request.pool]
             lane.queue.add((Try(request),))
@@ -216,24 +223,19 @@ class Loop:
                 await lane.bell.wait(None if until is None else max(until - now, TICK_S))
 
     def _share(self, lane: Lane) -> int:
-        """Return how many this lane may admit now: slots go to who holds the fewest of those that wait."""
+        """Return how many this lane may admit now."""
         if self._unsettled_bytes >= UNSETTLED_BYTES:
             return 0
-        free, now = self._slots.free, self._clock.now()
-        rivals = [each.held.taken for each in self._lanes.values() if each is not lane and each.could_go(now)]
-        if rivals:
-            # One that answers slowly gives few slots back: without this it would end up with all of them.
-            free = 0 if lane.held.taken > min(rivals) else min(free, max(1, free // (len(rivals) + 1)))
-        return min(free, lane.ramp.free)
+        return share(lane, self._lanes.values(), self._slots.free, self._clock.now())
 
     async def _claim(self, lane: Lane, took: Took) -> None:
         tries = lane.queue.take(took.count)
         self._slots.take(took.count)
         lane.held.take(took.count)
-        lane.ramp.take(took.count)
         self._parts.tally.in_flight += took.count
         self._queued_bytes -= sum(len(item.request.body) for item in tries)
         claimed = await self._parts.journal.claim(tries)
+        lane.ramp.take(took.count, newest=claimed[-1].id)
         if took.probe:
             self._probes.add(claimed[0].id)
         for item in claimed:
@@ -245,13 +247,12 @@ class Loop:
         (item,) = lane.queue.take(1)
         request = item.request
         self._queued_bytes -= len(request.body)
-        message = (
-            f"needs {request.tokens} tokens, and the limit is {maximum} per minute: raise --tpm or split it"
-        )
+        message = f"needs {request.tokens} tokens, the limit is {maximum} a minute: raise --tpm or split it"
         outcomes = unsent(request, "exhausted", "exceeds_limit", message)
         await self._parts.journal.reject(outcomes)
         self._parts.tally.reject(len(outcomes))
         self._outstanding -= 1
+        self._untried -= item.number == 1
         self._room.ring()
         self._end_if_done()
 
@@ -262,9 +263,7 @@ class Loop:
         while True:
             claimed = await self._outbox.get()
             if self.stopping:
-                landed: Landed = Lost(
-                    False, "stopped", "the run stopped before it was sent", None, clock.now()
-                )
+                landed: Landed = Lost(False, "stopped", "the run was stopping", None, clock.now())
             else:
                 landed = await transport.send(claimed, self._departs)
             slots.release(1)
@@ -277,9 +276,8 @@ class Loop:
 
     def _departs(self, claimed: Claimed) -> None:
         """Start the minute of a reservation: the request is on its way."""
-        request = claimed.request
-        lane = self._lanes[request.pool]
-        lane.pool.sent((request.tokens,), self._clock.now())
+        lane = self._lanes[claimed.request.pool]
+        lane.pool.sent((claimed.request.tokens,), self._clock.now())
         # A window that was full of what had not left yet knows now when it opens.
         lane.bell.ring()
 
@@ -298,9 +296,13 @@ class Loop:
             self._end_if_done()
 
     def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
-        never_left = isinstance(landed, Lost) and not landed.left
-        holds = self._parts.outage.failures if never_left else self._lanes[claimed.request.pool].pool.holds
-        standing = Standing(holds, claimed.id in self._probes)
+        self._untried -= claimed.number == 1
+        standing = self._parts.health.standing(
+            landed,
+            pool_holds=self._lanes[claimed.request.pool].pool.holds,
+            probe=claimed.id in self._probes,
+            all_tried=self._fed and self._untried == 0,
+        )
         return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, standing)
 
     def _settlement(self, claimed: Claimed, landed: Landed, verdict: Verdict) -> Settlement:
@@ -315,45 +317,46 @@ class Loop:
         """Let the queues and the pools know what became of an attempt."""
         request, lane = claimed.request, self._lanes[claimed.request.pool]
         self._parts.tally.add(settled, claimed.number)
-        lane.ramp.landed(succeeded=isinstance(verdict, Done))
+        refused = isinstance(verdict, Hold)
+        lane.ramp.landed(claimed.id, succeeded=isinstance(verdict, Done), refused=refused)
         if isinstance(landed, Reply):
             self._unsettled_bytes -= len(landed.body)
-            self._parts.outage.answered()
         if landed.sent_at is None:
             lane.pool.give_back((request.tokens,))
-        if isinstance(verdict, Hold):
-            self._hold(verdict, lane, now)
-        elif isinstance(verdict, Halt):
-            self.stop(Stop(verdict.error, verdict.message))
-        probe = claimed.id in self._probes
-        if probe:
+        self._hold(verdict, lane, now)
+        left = self._outstanding if self._fed else None
+        if stop := self._parts.health.learn(verdict, claimed, left, now):
+            self.stop(stop)
+        if not isinstance(verdict, Done):
+            self._stall.ring()
+        if claimed.id in self._probes:
             self._probes.discard(claimed.id)
-            lane.pool.probed()
+            lane.probed(opened=not refused)
         if isinstance(verdict, Done | Fail):
             self._outstanding -= 1
             if isinstance(verdict, Done):
                 lane.pool.succeeded()
             self._stop_if_failing()
             return
-        due = verdict.due if isinstance(verdict, Again) else now
-        charged = verdict.charged if isinstance(verdict, Again) else probe and landed.sent_at is not None
+        charged, due = (False, now) if isinstance(verdict, Halt) else (verdict.charged, verdict.due)
         lane.queue.again([(Try(request, claimed.number + 1, claimed.charged + charged), due)])
         self._queued_bytes += len(request.body)
 
-    def _hold(self, hold: Hold, lane: Lane, now: float) -> None:
+    def _hold(self, verdict: Verdict, lane: Lane, now: float) -> None:
         """Keep a pool, or the whole endpoint, closed until the time that the verdict gives."""
-        if hold.scope == "pool":
-            lane.pause(hold.until, now)
-            return
-        if self.stopping:
-            return  # what never left because of the stop says nothing of the endpoint
-        outage = self._parts.outage
-        outage.failed(hold.until, now)
-        for each in self._lanes.values():
-            each.pause(min(hold.until, outage.ends_at), now)
-        if outage.too_long(now):
-            reason = f"{hold.message}; nothing has answered for longer than --max-stall: run it again later"
-            self.stop(Stop("stall", reason))
+        if isinstance(verdict, Hold) and verdict.scope == "pool":
+            lane.pause(verdict.until, now)
+        elif (until := endpoint_hold(verdict)) is not None:
+            for each in self._lanes.values():
+                each.pause(until, now)
+
+    async def _watch_stall(self) -> None:
+        """Stop when nothing has got on for longer than the run may stall."""
+        while not self.stopping:
+            left_s = self._parts.health.stalls_in_s(self._clock.now())
+            if left_s is not None and left_s <= 0:
+                self.stop(self._parts.health.stall())
+            await self._stall.wait(left_s)
 
     def _stop_if_failing(self) -> None:
         tally = self._parts.tally

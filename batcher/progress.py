@@ -1,6 +1,7 @@
 """The progress line: how far the run is, how fast, what it costs, and what keeps it from being faster."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final, TextIO
 
@@ -13,9 +14,9 @@ from batcher.loop import Loop
 from batcher.money.cost import PICO_PER_USD
 from batcher.tally import Tally
 
-#: A terminal's line is renewed so often, and elsewhere a plain line is printed so often, in seconds.
 _WITH_TOTAL: Final = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {rate_fmt} eta {remaining}{postfix}"
 
+#: A terminal's line is renewed so often, and elsewhere a plain line is printed so often, in seconds.
 TERMINAL_S: Final = 0.25
 PLAIN_S: Final = 30.0
 
@@ -35,10 +36,15 @@ async def watch(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(set_total)
+            shown_at = clock.now()
             while True:
-                await anyio.sleep(line.every_s)
-                line.show(loop, tally)
+                await anyio.sleep(TERMINAL_S)
+                line.tell(loop.notices)
+                if clock.now() - shown_at >= line.every_s:
+                    shown_at = clock.now()
+                    line.show(loop, tally)
     finally:
+        line.tell(loop.notices)
         line.show(loop, tally)
         line.close()
 
@@ -74,6 +80,14 @@ class _Line:
     def show(self, loop: Loop, tally: Tally) -> None:
         raise NotImplementedError
 
+    def tell(self, notices: deque[str]) -> None:
+        """Print what is to be told, each once, on a line of its own."""
+        while notices:
+            self.print(f"batcher: {notices.popleft()}\n")
+
+    def print(self, text: str) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         """Leave the cursor where the next line belongs."""
 
@@ -91,15 +105,18 @@ class _TerminalLine(_Line):
         bar = self._bar
         if self.total and not bar.total:
             bar.total = self.total
-            bar.bar_format = (
-                "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {rate_fmt} eta {remaining}{postfix}"
-            )
+            bar.bar_format = _WITH_TOTAL
         bar.set_postfix_str(describe(loop, tally), refresh=False)
         if not bar.initial:
             # What earlier runs settled is no speed of this one.
             bar.initial = tally.already_done
         bar.n = tally.ended
         bar.refresh()
+
+    def print(self, text: str) -> None:
+        self._bar.clear()
+        self._bar.fp.write(text)
+        self._bar.refresh()
 
     def close(self) -> None:
         self._bar.close()
@@ -122,5 +139,8 @@ class _PlainLines(_Line):
         eta = f", eta {tqdm.format_interval(left / rate)}" if rate and left > 0 else ""
         of = "" if self.total is None else f"/{self.total}"
         what = describe(loop, tally)
-        self._out.write(f"batcher: {tally.ended}{of} rows, {rate:.0f} rows/s{eta}, {what}\n")
+        self.print(f"batcher: {tally.ended}{of} rows, {rate:.0f} rows/s{eta}, {what}\n")
+
+    def print(self, text: str) -> None:
+        self._out.write(text)
         self._out.flush()

@@ -97,7 +97,7 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 
     #: False only if no byte of the request can have reached the server.
     left: bool
-    #: A word for the log: `connect`, `dns`, `tls`, `timeout`, `reset`, `cut_off`, `protocol`, `closed`.
+    #: `connect`, `dns`, `tls`, `timeout`, `reset`, `cut_off`, `protocol`; our doing: `closed`, `stopped`.
     kind: str
     #: One sentence for people. Never holds a credential.
     reason: str
@@ -115,6 +115,10 @@ Billed: TypeAlias = Literal["no", "maybe", "yes"]
 #: How a row ended. `refused`: the server said no to what it says, again is in vain. `exhausted`: it ran out
 #: of attempts, a later run may succeed. `in_doubt`: it may have been billed and is not sent again.
 State: TypeAlias = Literal["done", "refused", "exhausted", "in_doubt"]
+
+
+#: Why an answer ended before the model was done: at its output limit, or by the server's content filter.
+Finish: TypeAlias = Literal["length", "content_filter"]
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -152,6 +156,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     message: str | None = None
     #: The row in the Batch input form, to run again; None for an answer.
     line: bytes | None = None
+    #: Of an answer that ended early: why.
+    finish: Finish | None = None
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):

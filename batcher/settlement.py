@@ -57,7 +57,10 @@ def _answered(claimed: Claimed, landed: Landed, done: Done, cost_pico_usd: int |
     answers = zip(claimed.request.rows, done.answers, strict=True)
     return Settlement(
         attempt,
-        tuple(Outcome(row, "done", claimed.id, done.status, done.request_id, body) for row, body in answers),
+        tuple(
+            Outcome(row, "done", claimed.id, done.status, done.request_id, body, finish=done.finish)
+            for row, body in answers
+        ),
     )
 
 

@@ -1,16 +1,14 @@
 """How a job stands: rows, tokens and cost, as `--json` prints them and `batcher.run` returns them."""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from batcher.loop import Stop
 from batcher.money.cost import usd_string
+from batcher.stop import INTERRUPTED
 from batcher.store.reader import Contents
 from batcher.tally import Tally
-
-INTERRUPTED: Final = Stop("interrupted", "interrupted: run the same command again to go on")
 
 
 class ModelSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +49,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     #: Why the run ended before its rows did; None if it did not.
     stopped: str | None
     by_model: dict[str, ModelSummary]
+    #: Rows that failed or are in doubt, by the code in the errors file, the most frequent first.
+    by_error: dict[str, int]
+    #: Of the rows that succeeded: answers that ended at their output limit, and by the content filter.
+    truncated: int
+    filtered: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -68,13 +71,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def not_begun(reason: str) -> Summary:
     """Make the summary of a run that could not begin: nothing was read, sent or paid for."""
     return Summary(
-        **dict.fromkeys(("rows", "succeeded", "failed", "in_doubt", "pending", "already_done"), 0),
-        **dict.fromkeys(("requests", "retries", "prompt_tokens", "completion_tokens"), 0),
+        **dict.fromkeys(("rows", "succeeded", "failed", "in_doubt", "pending", "truncated", "filtered"), 0),
+        **dict.fromkeys(("already_done", "requests", "retries", "prompt_tokens", "completion_tokens"), 0),
         cost_usd="0.00",
         in_doubt_cost_usd_max="0.00",
         elapsed_s=0.0,
         stopped=reason,
         by_model={},
+        by_error={},
     )
 
 
@@ -109,6 +113,9 @@ def summarise(contents: Contents, rows: int, tally: Tally, elapsed_s: float, sto
         elapsed_s=round(elapsed_s, 3),
         stopped=stopped,
         by_model=models,
+        by_error=contents.by_error,
+        truncated=contents.truncated,
+        filtered=contents.filtered,
     )
 
 

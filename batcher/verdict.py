@@ -4,68 +4,110 @@ The table is searched by status, then by the error's `code`, then by its `type`;
 message, which servers change at will.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, assert_never
+from typing import Final, Literal, NamedTuple, TypeAlias, assert_never
 
 import msgspec
 
-from batcher.money.usage import Usage, WireUsage
-from batcher.request import Billed, Claimed, Landed, Lost, Reply
+from batcher.money.usage import Usage
+from batcher.reply import Answer, Complaint, read_answer, read_error
+from batcher.request import Billed, Claimed, Finish, Landed, Lost
 from batcher.retry import backoff_s
 
-Action: TypeAlias = Literal["fail", "again", "hold pool", "hold endpoint", "halt"]
+#: `fail`: the row ends. `find`: it ends if anything was ever found there, else the run does. `again`: it goes
+#: again, after a backoff. `hold`: nothing goes for a while, then one request first. `halt`: the run ends.
+Action: TypeAlias = Literal["fail", "find", "again", "hold", "halt"]
+
+#: What has failed. A request that goes `again` for the endpoint's fault is held with all others, free of
+#: charge, as long as nothing is answered.
+Scope: TypeAlias = Literal["row", "pool", "endpoint", "job"]
 
 
 class Rule(NamedTuple):
     """One line of the table."""
 
-    #: A status (`bare`: without the API's own error body), a class of them (`4xx`), or a word for what came.
+    #: A status, a group of them (`52x`, `4xx`), or a word for what came instead of an answer.
     status: int | str
     #: The error's `code`, or else its `type`; None for any.
     code: str | None
     action: Action
+    scope: Scope
     billed: Billed
     #: The word that the attempts log and the errors file use.
     error: str
     meaning: str
+    #: Only where the server says how long to wait.
+    asks: bool = False
+    #: Only where the body is not the API's own error: whoever says it, the work may have been done.
+    bare: bool = False
 
 
 _QUOTA = "the account has no quota or credit left: add credit or raise the limit, then run the same command"
 _BILLING = "the account's billing is not active: set it up with the provider, then run the same command"
+_NOT_FOUND = "nothing is found there: check the model and --base-url"
+_TOO_LARGE = "the request is larger than the server takes"
+_TOO_LONG = "the request, with its output limit, is longer than the model's context"
+_FILTERED = "the server's filter refuses what the row says"
+_FORBIDDEN = "the key may not do this: check the project and the model"
+_OVERLOADED = "the server is overloaded"
+_SLOW_DOWN = "the traffic grows faster than the server likes"
 
 TABLE: tuple[Rule, ...] = (
-    Rule("never left", None, "hold endpoint", "no", "unreachable", "the server can't be reached"),
-    Rule("stopped", None, "hold endpoint", "no", "never_left", "the run stopped before it was sent"),
-    Rule("lost", None, "again", "maybe", "lost", "the connection ended before the whole reply was in"),
-    Rule("invalid", None, "again", "maybe", "invalid_answer", "a success whose body is not a whole answer"),
-    Rule("3xx", None, "halt", "no", "redirected", "the server redirects: correct --base-url"),
-    Rule(401, None, "halt", "no", "authentication", "the key is refused: check OPENAI_API_KEY"),
-    Rule(403, None, "halt", "no", "permission", "the key may not do this: check the project and the model"),
-    Rule(402, None, "halt", "no", "quota", _QUOTA),
-    Rule(408, None, "again", "maybe", "timeout", "the server gave up waiting"),
-    Rule(409, None, "again", "no", "conflict", "the server is still busy with this request"),
-    Rule(429, "insufficient_quota", "halt", "no", "quota", _QUOTA),
-    Rule(429, "credit_balance_exhausted", "halt", "no", "quota", _QUOTA),
-    Rule(429, "organization_spend_limit_exceeded", "halt", "no", "quota", _QUOTA),
-    Rule(429, "project_spend_limit_exceeded", "halt", "no", "quota", _QUOTA),
-    Rule(429, "organization_usage_limit_exceeded", "halt", "no", "quota", _QUOTA),
-    Rule(429, "billing_hard_limit_reached", "halt", "no", "quota", _QUOTA),
-    Rule(429, "billing_not_active", "halt", "no", "billing", _BILLING),
-    Rule(429, None, "hold pool", "no", "rate_limit", "the rate limit is reached"),
-    Rule("4xx", None, "fail", "no", "bad_request", "the server refuses what the row says"),
-    Rule(500, None, "again", "no", "server_error", "the server failed"),
-    Rule("bare 500", None, "again", "maybe", "server_error", "a gateway or the server failed"),
-    Rule(502, None, "again", "maybe", "bad_gateway", "a gateway lost the server"),
-    Rule(503, None, "again", "no", "unavailable", "the server is overloaded"),
-    Rule("bare 503", None, "again", "maybe", "unavailable", "a gateway or the server is overloaded"),
-    Rule(504, None, "again", "maybe", "gateway_timeout", "a gateway gave up waiting for the server"),
-    Rule("5xx", None, "again", "maybe", "server_error", "the server failed"),
-    Rule("other", None, "again", "maybe", "invalid_answer", "a status that no answer has"),
+    Rule("unreachable", None, "hold", "endpoint", "no", "unreachable", "the server can't be reached"),
+    Rule("reset", None, "again", "endpoint", "maybe", "reset", "the connection ended before a reply"),
+    Rule("timeout", None, "again", "endpoint", "maybe", "timed_out", "no reply within --timeout"),
+    Rule("cut_off", None, "again", "endpoint", "maybe", "cut_off", "the connection ended within the reply"),
+    Rule("lost", None, "again", "row", "maybe", "lost", "what came is no reply"),
+    Rule("stopped", None, "hold", "job", "no", "never_left", "the run stopped before it was sent"),
+    Rule("closed", None, "hold", "job", "maybe", "cut_short", "the run stopped before its reply came"),
+    Rule("invalid", None, "again", "row", "maybe", "invalid_answer", "a success without a whole answer"),
+    Rule("error", None, "again", "row", "maybe", "error_in_answer", "a success that holds an error"),
+    Rule("failed", None, "again", "row", "maybe", "response_failed", "a response that has failed"),
+    Rule("unfinished", None, "again", "row", "maybe", "response_unfinished", "a response without its end"),
+    Rule("3xx", None, "halt", "job", "no", "redirected", "the server redirects: correct --base-url"),
+    Rule(400, "context_length_exceeded", "fail", "row", "no", "context_length_exceeded", _TOO_LONG),
+    Rule(400, "string_above_max_length", "fail", "row", "no", "too_large", _TOO_LARGE),
+    Rule(400, "content_filter", "fail", "row", "no", "content_filter", _FILTERED),
+    Rule(401, None, "halt", "job", "no", "authentication", "the key is refused: check OPENAI_API_KEY"),
+    Rule(402, None, "hold", "pool", "no", "credit", "the account has too little credit just now", asks=True),
+    Rule(402, None, "halt", "job", "no", "quota", _QUOTA),
+    Rule(403, None, "halt", "job", "no", "permission", _FORBIDDEN),
+    Rule(404, None, "find", "row", "no", "not_found", _NOT_FOUND),
+    Rule(408, None, "again", "row", "maybe", "timeout", "the server gave up waiting"),
+    Rule(409, None, "again", "row", "no", "conflict", "the server is still busy with this request"),
+    Rule(413, None, "fail", "row", "no", "too_large", _TOO_LARGE),
+    Rule(429, "insufficient_quota", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "credit_balance_exhausted", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "organization_spend_limit_exceeded", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "project_spend_limit_exceeded", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "organization_usage_limit_exceeded", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "billing_hard_limit_reached", "halt", "job", "no", "quota", _QUOTA),
+    Rule(429, "billing_not_active", "halt", "job", "no", "billing", _BILLING),
+    Rule(429, "slow_down", "hold", "pool", "no", "slow_down", _SLOW_DOWN),
+    Rule(429, None, "hold", "pool", "no", "rate_limit", "the rate limit is reached"),
+    Rule("4xx", None, "fail", "row", "no", "bad_request", "the server refuses what the row says"),
+    Rule(500, None, "again", "row", "no", "server_error", "the server failed"),
+    Rule(500, None, "again", "row", "maybe", "server_error", "a gateway or the server failed", bare=True),
+    Rule(502, None, "again", "endpoint", "maybe", "bad_gateway", "a gateway lost the server"),
+    Rule(503, "server_is_overloaded", "hold", "pool", "no", "overloaded", _OVERLOADED),
+    Rule(503, "slow_down", "hold", "pool", "no", "slow_down", _SLOW_DOWN),
+    Rule(503, None, "hold", "pool", "no", "unavailable", _OVERLOADED, asks=True),
+    Rule(503, None, "hold", "pool", "maybe", "unavailable", _OVERLOADED, asks=True, bare=True),
+    Rule(503, None, "again", "endpoint", "no", "unavailable", "the server is not available"),
+    Rule(503, None, "again", "endpoint", "maybe", "unavailable", "the server is not available", bare=True),
+    Rule(504, None, "again", "endpoint", "maybe", "gateway_timeout", "a gateway gave up waiting"),
+    Rule(529, None, "hold", "pool", "no", "overloaded", _OVERLOADED, asks=True),
+    Rule(529, None, "again", "endpoint", "no", "overloaded", _OVERLOADED),
+    Rule("52x", None, "again", "endpoint", "maybe", "bad_gateway", "a gateway lost the server"),
+    Rule("5xx", None, "again", "row", "maybe", "server_error", "the server failed"),
+    Rule("other", None, "again", "row", "maybe", "invalid_answer", "a status that no answer has"),
 )
-_BY_MATCH: Mapping[tuple[int | str, str | None], Rule] = {(rule.status, rule.code): rule for rule in TABLE}
+
+_Match: TypeAlias = tuple[int | str, str | None, bool, bool]
+_BY_MATCH: Mapping[_Match, Rule] = {(each.status, each.code, each.asks, each.bare): each for each in TABLE}
+#: What a code means in an error that comes under the status of a success.
+_BY_CODE: Mapping[str, Rule] = {rule.code: rule for rule in TABLE if rule.code is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +122,19 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How things stood when an attempt was sent."""
+    """How things stand when an attempt has landed."""
 
     #: Holds of its pool, or of the endpoint, since something last succeeded: the backoff grows with them.
     holds: int = 0
     #: Whether it went first after a pause: only then is a refusal for rate charged to it.
     probe: bool = False
+    #: Whether the endpoint is down: nothing is answered, so that its faults say nothing of the row.
+    down: bool = False
+    #: Whether anything was ever answered with success: then what is not found is the row's own mistake.
+    found: bool = True
+    #: Whether all that is left has failed before, in a run that has had successes: then nothing else can show
+    #: whether it is the rows' own doing, and they go first in turn until each has spent its attempts.
+    tail: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +146,8 @@ class Done(msgspec.Struct, frozen=True, gc=False):
     answers: tuple[bytes, ...]
     #: None where the reply does not say what it used.
     usage: Usage | None
+    #: Why it ended early, if it did.
+    finish: Finish | None = None
     billed: Billed = "yes"
 
 
@@ -111,6 +162,8 @@ class Fail(msgspec.Struct, frozen=True, gc=False):
     request_id: str | None = None
     #: The reply's body, if it is JSON.
     body: bytes | None = None
+    #: Where it is the endpoint that is down: nothing else goes before this time.
+    hold_until: float | None = None
 
 
 class Again(msgspec.Struct, frozen=True, gc=False):
@@ -120,16 +173,21 @@ class Again(msgspec.Struct, frozen=True, gc=False):
     #: Whether this attempt counts against `max_attempts`.
     charged: bool
     error: str
+    message: str
     billed: Billed
     status: int | None = None
     request_id: str | None = None
 
 
 class Hold(msgspec.Struct, frozen=True, gc=False):
-    """Nothing of this scope goes before `until`; then this request again, charged if it was the probe."""
+    """Nothing of this scope goes before `until`; then this request again, not before `due`."""
 
-    scope: Literal["pool", "endpoint"]
+    scope: Scope
     until: float
+    #: Before `until` it goes first, as the probe; after it, another one does.
+    due: float
+    #: Whether this attempt counts against `max_attempts`.
+    charged: bool
     error: str
     message: str
     billed: Billed
@@ -156,13 +214,29 @@ def judge(
     """Decide what becomes of an attempt; `chance` is a random number from 0 to 1 that spreads retries."""
     case = _Case(claimed, now, chance, policy, standing)
     if isinstance(landed, Lost):
-        stopped = landed.kind in ("stopped", "closed")
-        rule = _BY_MATCH["lost" if landed.left else "stopped" if stopped else "never left", None]
-        return _apply(rule, _Said(landed.reason), case)
-    if 200 <= landed.status < 300:
-        return _judge_success(landed, case)
-    said = _read_error(landed)
-    return _apply(_find(landed.status, said), said, case)
+        return _apply(_rule_of_loss(landed), Complaint(landed.reason), case)
+    if not 200 <= landed.status < 300:
+        complaint = read_error(landed)
+        return _apply(_rule_of_error(landed.status, complaint), complaint, case)
+    answer = read_answer(claimed.request, landed)
+    if isinstance(answer, Answer):
+        request_id = landed.header(b"x-request-id")
+        return Done(landed.status, request_id, (answer.body,), answer.usage, answer.finish)
+    return _apply(_rule_of_no_answer(answer), answer, case)
+
+
+def blames_endpoint(landed: Landed) -> bool:
+    """Say whether an attempt failed in a way that is the endpoint's fault, if no other fares better."""
+    if isinstance(landed, Lost):
+        return _rule_of_loss(landed).scope == "endpoint"
+    return landed.status >= 500 and _rule_of_error(landed.status, read_error(landed)).scope == "endpoint"
+
+
+def endpoint_hold(verdict: Verdict) -> float | None:
+    """Return until when the whole endpoint is left in peace, if a verdict says so."""
+    if isinstance(verdict, Hold) and verdict.scope == "endpoint":
+        return verdict.until
+    return verdict.hold_until if isinstance(verdict, Fail) else None
 
 
 class _Case(NamedTuple):
@@ -175,222 +249,132 @@ class _Case(NamedTuple):
     standing: Standing
 
 
-class _Said(NamedTuple):
-    """What the server, or the transport, said of a failure."""
-
-    message: str
-    code: str | None = None
-    type: str | None = None
-    status: int | None = None
-    request_id: str | None = None
-    body: bytes | None = None
-    wait_s: float | None = None
-    #: Whether the body is an error object, as the API's own server makes them and gateways do not.
-    is_api_error: bool = False
+def _rule_of_loss(lost: Lost) -> Rule:
+    if not lost.left:
+        stopped = lost.kind in ("stopped", "closed")
+        return _BY_MATCH["stopped" if stopped else "unreachable", None, False, False]
+    lost_rule = _BY_MATCH["lost", None, False, False]
+    return _BY_MATCH.get((lost.kind, None, False, False), lost_rule)
 
 
-def _find(status: int, said: _Said) -> Rule:
-    group = f"{status // 100}xx" if 3 <= status // 100 <= 5 else "other"
+def _rule_of_error(status: int, said: Complaint) -> Rule:
+    for match in _matches(status, said):
+        if rule := _BY_MATCH.get(match):
+            return rule
+    return _BY_MATCH["other", None, False, False]
+
+
+def _matches(status: int, said: Complaint) -> Iterator[_Match]:
+    """Yield what a line of the table may say of an error, the most particular first."""
     for word in (said.code, said.type):
-        if word is not None and (rule := _BY_MATCH.get((status, word))):
-            return rule
-    for match in (status if said.is_api_error else f"bare {status}", status, group):
-        if rule := _BY_MATCH.get((match, None)):
-            return rule
-    return _BY_MATCH["other", None]
+        if word is not None:
+            yield status, word, False, False
+    asks, bare = said.wait_s is not None, not said.is_api_error
+    for given in ((asks, bare), (asks, False), (False, bare), (False, False)):
+        yield status, None, *given
+    if 300 <= status < 600:
+        yield f"{status // 10}x", None, False, False
+        yield f"{status // 100}xx", None, False, False
 
 
-def _apply(rule: Rule, said: _Said, case: _Case) -> Verdict:
+def _rule_of_no_answer(said: Complaint) -> Rule:
+    if said.kind == "error":
+        for word in (said.code or "", said.type or ""):
+            if word in _BY_CODE:
+                return _BY_CODE[word]
+            if word.isdecimal() and 400 <= int(word) < 600:
+                # As OpenRouter says what its upstream answered.
+                return _rule_of_error(int(word), said)
+    return _BY_MATCH[said.kind or "invalid", None, False, False]
+
+
+def _apply(rule: Rule, said: Complaint, case: _Case) -> Verdict:
     message = f"{rule.meaning}: {said.message}" if said.message else rule.meaning
     facts = (rule.error, message, rule.billed, said.status, said.request_id)
+    standing = case.standing
+    down = rule.scope == "endpoint" and (standing.down or rule.action == "hold")
     if rule.billed == "maybe" and case.policy.at_most_once:
-        return Fail("in_doubt", *facts, said.body)
-    match rule.action:
+        return Fail("in_doubt", *facts, said.body, _hold_until(said, case) if down else None)
+    action = _action(rule, said, standing)
+    match action:
         case "halt":
             return Halt(*facts)
+        case "fail" if rule.action in ("again", "hold"):
+            why = f"{message} (the server says that it must not be tried again)"
+            return Fail("exhausted", rule.error, why, *facts[2:], said.body)
         case "fail":
             return Fail("refused", *facts, said.body)
-        case "hold endpoint":
-            return Hold("endpoint", case.now + backoff_s(case.standing.holds + 1, case.chance), *facts)
-        case "again" | "hold pool":
-            return _apply_again(rule, said, case, message)
-    assert_never(rule.action)
+        case "find":
+            return Again(case.now + backoff_s(case.claimed.number, case.chance), False, *facts)
+        case "hold" if rule.scope == "pool":
+            return _hold_pool(facts, said, case)
+        case "hold" | "again":
+            if down or rule.scope == "job":
+                return _hold(rule.scope, facts, said, case)
+            return _again(facts, said, case)
+    assert_never(action)
 
 
-def _apply_again(rule: Rule, said: _Said, case: _Case, message: str) -> Verdict:
-    now, chance, policy, charged_before = case.now, case.chance, case.policy, case.claimed.charged
-    # A server that says when to come back speaks for the whole pool, whatever the status.
-    holding = rule.action == "hold pool" or (said.status == 503 and said.wait_s is not None)
-    charged = case.standing.probe or not holding
-    if charged and charged_before + 1 >= policy.max_attempts:
-        attempts = f"{policy.max_attempts} attempts, the last: {message}"
-        return Fail("exhausted", rule.error, attempts, rule.billed, said.status, said.request_id, said.body)
-    if holding:
-        until = now + _pause_s(said.wait_s, case.standing.holds, chance)
-        return Hold("pool", until, rule.error, message, rule.billed, said.status, said.request_id)
-    wait_s = max(backoff_s(charged_before + 1, chance), said.wait_s or 0.0)
-    return Again(now + wait_s, charged, rule.error, rule.billed, said.status, said.request_id)
+def _action(rule: Rule, said: Complaint, standing: Standing) -> Action:
+    """Return what to do: the server knows best whether to try again, but for what stops the whole job."""
+    if said.should_retry is False and rule.action in ("again", "hold"):
+        return "fail"
+    if said.should_retry is True and rule.action in ("fail", "find") and rule.code is None:
+        return "again"
+    return "fail" if rule.action == "find" and standing.found else rule.action
 
 
-def _pause_s(wait_s: float | None, holds: int, chance: float) -> float:
-    """Return how long a pool waits: what the server asks for is a minimum, so the spread is added to it."""
-    return backoff_s(holds + 1, chance) if wait_s is None else wait_s * (1 + 0.1 * chance)
+_Facts: TypeAlias = tuple[str, str, Billed, int | None, str | None]
 
 
-class _Error(msgspec.Struct):
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
+def _again(facts: _Facts, said: Complaint, case: _Case) -> Verdict:
+    charged = case.claimed.charged + 1
+    if charged >= case.policy.max_attempts:
+        return _exhausted(facts, said, case)
+    wait_s = max(backoff_s(charged, case.chance), said.wait_s or 0.0)
+    return Again(case.now + wait_s, True, *facts)
 
 
-class _ErrorBody(msgspec.Struct):
-    error: _Error
+def _hold(scope: Scope, facts: _Facts, said: Complaint, case: _Case) -> Verdict:
+    """Hold everything, free of charge, and let another one go first: this one may be to blame."""
+    standing = case.standing
+    charged = standing.tail and standing.probe
+    if charged and case.claimed.charged + 1 >= case.policy.max_attempts:
+        return _exhausted(facts, said, case)
+    until = _hold_until(said, case)
+    return Hold(scope, until, until + backoff_s(standing.holds + 1, case.chance), charged, *facts)
 
 
-_decode_error = msgspec.json.Decoder(_ErrorBody).decode
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+def _hold_pool(facts: _Facts, said: Complaint, case: _Case) -> Verdict:
+    """Hold the pool; charge the request if it went first, since it may be one that can never fit.
 
-#: What decoding raises. A body nested deeper than the interpreter's stack can't be read either.
-_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-#: So much of a body that is not the API's own error goes into the message.
-_EXCERPT = 200
-
-
-def _read_error(reply: Reply) -> _Said:
-    body = _json_or_none(reply.body)
-    facts = (reply.status, reply.header(b"x-request-id"), body)
-    wait_s = _wait_s(reply)
-    try:
-        error = _decode_error(reply.body).error
-    except _NOT_JSON:
-        text = _one_line(reply.body)[:_EXCERPT].decode("utf-8", "replace").strip() or "no body"
-        location = reply.header(b"location")
-        where = f" to {location}" if location else ""
-        return _Said(f"HTTP {reply.status}{where}: {text}", None, None, *facts, wait_s)
-    code = None if error.code is None else str(error.code)
-    message = error.message or code or error.type or f"HTTP {reply.status}"
-    return _Said(_one_line(message.encode()).decode(), code, error.type, *facts, wait_s, True)
+    It fails only if others get through meanwhile: as the probe it is alone, so that after its last attempt
+    another one goes first. If that succeeds (no holds since), and this one is refused again, it is the row.
+    """
+    standing, charged = case.standing, case.claimed.charged + case.standing.probe
+    spent = charged >= case.policy.max_attempts
+    if spent and (standing.holds == 0 or standing.tail):
+        return _exhausted(facts, said, case)
+    until = _hold_until(said, case)
+    behind = until + backoff_s(standing.holds + 1, case.chance)
+    due = behind if spent or standing.tail else case.now
+    return Hold("pool", until, due, standing.probe, *facts)
 
 
-def _one_line(body: bytes) -> bytes:
-    """Drop raw line breaks: valid JSON has them only between its tokens, so no value changes."""
-    return body.translate(None, b"\r\n").strip() if b"\n" in body or b"\r" in body else body
+def _hold_until(said: Complaint, case: _Case) -> float:
+    """Return the end of a hold: what the server asks for is a minimum, and too little if it did not help."""
+    holds, chance = case.standing.holds, case.chance
+    if said.wait_s is None:
+        return case.now + backoff_s(holds + 1, chance)
+    asked = said.wait_s * (1 + _SPREAD * chance)
+    return case.now + (asked if holds == 0 else max(asked, backoff_s(holds + 1, chance)))
 
 
-def _json_or_none(body: bytes) -> bytes | None:
-    """Return a body that is JSON, on one line."""
-    try:
-        _check_json(body)
-        body.decode()
-    except _NOT_JSON:
-        return None
-    return _one_line(body)
+#: What a server asks for is lengthened by up to this share, so that not all come at once.
+_SPREAD: Final = 0.1
 
 
-#: A server that asks for more than a day (no limit of OpenAI's takes longer to reset) does not mean it.
-_LONGEST_WAIT_S: Final = 86_400.0
-
-
-def _wait_s(reply: Reply) -> float | None:
-    """Read how long the server asks to wait: `retry-after-ms`, or `Retry-After` as seconds or as a date."""
-    for name, unit in ((b"retry-after-ms", 1000.0), (b"retry-after", 1.0)):
-        value = reply.header(name)
-        if value is None:
-            continue
-        try:
-            wait_s = float(value) / unit
-        except ValueError:
-            wait_s = _until_date_s(value, reply.header(b"date"))
-        if 0 <= wait_s <= _LONGEST_WAIT_S:
-            return wait_s
-    return None
-
-
-def _until_date_s(value: str, date: str | None) -> float:
-    """Read `Retry-After` as a date, by the server's own clock; -1 where that can't be done."""
-    try:
-        until: datetime = parsedate_to_datetime(value)
-        return (until - parsedate_to_datetime(date or "")).total_seconds()
-    except (TypeError, ValueError, OverflowError):
-        return -1.0
-
-
-class _Choice(msgspec.Struct, gc=False):
-    """An object, whatever it holds."""
-
-
-class _Billed(msgspec.Struct, gc=False, kw_only=True):
-    usage: WireUsage | None = None
-    service_tier: str | None = None
-
-
-class _Completion(_Billed, gc=False):
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
-
-
-class _Response(_Billed, gc=False):
-    output: list[msgspec.Raw]
-    status: str | None = None
-
-
-class _Embeddings(_Billed, gc=False):
-    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
-
-
-class _Moderations(_Billed, gc=False):
-    results: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
-
-
-_Answer: TypeAlias = _Completion | _Response | _Embeddings | _Moderations
-
-#: States of a response that is not an answer; `incomplete` is one, cut off by its output limit.
-_NOT_COMPLETED = frozenset({"failed", "queued", "in_progress", "cancelled"})
-
-#: What a success must hold, per endpoint: decoding checks the whole of it and builds only these few fields.
-_DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
-    "/v1/chat/completions": msgspec.json.Decoder(_Completion),
-    "/v1/completions": msgspec.json.Decoder(_Completion),
-    "/v1/responses": msgspec.json.Decoder(_Response),
-    "/v1/embeddings": msgspec.json.Decoder(_Embeddings),
-    "/v1/moderations": msgspec.json.Decoder(_Moderations),
-}
-
-
-def _judge_success(reply: Reply, case: _Case) -> Verdict:
-    # Judged as it came: without its line breaks a body that is cut or broken could pass for a whole one.
-    body, path = reply.body, case.claimed.request.path
-    try:
-        if not body.isascii():
-            body.decode()
-        try:
-            answer: _Answer = _DECODERS[path].decode(body)
-        except msgspec.ValidationError:
-            # A paid answer is not lost over a field that only the bill wants.
-            answer = _decode_leniently(path, body)
-    except _NOT_JSON as error:
-        text = " ".join(body[:_EXCERPT].decode("utf-8", "replace").split())
-        return _invalid(f"{error}; it begins: {text}" if text else str(error), reply, case)
-    if isinstance(answer, _Response) and answer.status in _NOT_COMPLETED:
-        return _invalid(f"its status is {answer.status}", reply, case)
-    if isinstance(answer.usage, WireUsage):
-        usage = answer.usage.normalise(answer.service_tier)
-    else:
-        # Moderations report no usage, and none is billed.
-        usage = Usage() if isinstance(answer, _Moderations) else None
-    return Done(reply.status, reply.header(b"x-request-id"), (_one_line(body),), usage)
-
-
-def _decode_leniently(path: str, body: bytes) -> "_Answer":
-    """Decode an answer whose usage or tier can't be what they are named, and drop those two."""
-    fields = _decode_fields(body)
-    fields.pop("usage", None)
-    fields.pop("service_tier", None)
-    answer: _Answer = _DECODERS[path].decode(msgspec.json.encode(fields))
-    return answer
-
-
-def _invalid(what: str, reply: Reply, case: _Case) -> Verdict:
-    said = _Said(what, None, None, reply.status, reply.header(b"x-request-id"), _json_or_none(reply.body))
-    return _apply(_BY_MATCH["invalid", None], said, case)
+def _exhausted(facts: _Facts, said: Complaint, case: _Case) -> Fail:
+    error, message, billed, status, request_id = facts
+    attempts = f"{case.policy.max_attempts} attempts, the last: {message}"
+    return Fail("exhausted", error, attempts, billed, status, request_id, said.body)

@@ -14,20 +14,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import anyio
+import msgspec
 import orjson
 import pytest
 
 from batcher import loop as loop_module
+from batcher.health import Health
 from batcher.limits.pool import SHARED, Limit, pools
 from batcher.limits.slots import Slots
-from batcher.loop import Loop, Parts, Stop
+from batcher.loop import Loop, Parts
 from batcher.money.prices import PriceBook
 from batcher.request import Lost, Reply
-from batcher.retry import MaxFailures, Outage
+from batcher.retry import MaxFailures
 from batcher.source import Requests, Source
+from batcher.stop import INTERRUPTED, Stop
 from batcher.store import reader
 from batcher.store.journal import Journal, Opening
-from batcher.summary import INTERRUPTED
 from batcher.tally import Tally
 from batcher.testing import (
     MemoryTransport,
@@ -165,7 +167,7 @@ def go(setting, **changes):
                     prices=prices,
                     policy=Policy(setting.max_attempts, setting.at_most_once),
                     max_failures=setting.max_failures,
-                    outage=Outage(setting.max_stall_s),
+                    health=Health(setting.max_stall_s),
                     clock=clock,
                     tally=tally,
                     grace_s=setting.grace_s,
@@ -370,15 +372,16 @@ def test_what_the_server_refuses_is_not_tried_again_unless_asked(setting):
 
 
 def test_each_attempt_of_a_request_has_the_same_key_and_body(setting):
-    setting.answer = script(refusal(500), loss("reset"), refusal(429), answer)
+    setting.answer = script(refusal(500), loss("reset"), refusal(429), refusal(503), answer)
     ran = go(setting, names=["a"])
     requests = [each.claimed.request for each in ran.transport.exchanges]
-    assert len(requests) == 4
+    assert len(requests) == 5
     assert len({(each.key, each.body) for each in requests}) == 1
     assert [row[2:] for row in ran.attempts] == [
         ("no", 500, "server_error"),
-        ("maybe", None, "lost"),
+        ("maybe", None, "reset"),
         ("no", 429, "rate_limit"),
+        ("no", 503, "unavailable"),
         ("yes", 200, None),
     ]
 
@@ -490,16 +493,178 @@ def test_an_outage_that_does_not_end_stops_the_run(setting):
     assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
 
 
-def test_an_outage_ends_with_an_answer_of_any_kind(setting):
+def test_a_stall_ends_with_a_row(setting):
+    """Two outages that are longer together than the run may stall, and one row in between."""
+    done = []
+
     def server(claimed, now):
-        if 1400 < now < 1460:
-            return refusal(500)(claimed, now)
-        if now < 3000:
-            return loss("connect", left=False)(claimed, now)
+        if (now > 1400 and not done) or now > 3000:
+            done.append(now)
+            return (refusal(400) if len(done) == 1 else answer)(claimed, now)
+        return loss("connect", left=False)(claimed, now)
+
+    ran = go(setting, answer=server)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"refused": 1, "done": 19}
+
+
+GONE = [loss("reset"), loss("timeout", after_s=30.0), refusal(502), refusal(503), refusal(504)]
+
+
+@pytest.mark.parametrize("gone", GONE)
+@pytest.mark.parametrize("slots", [1, 8, 400])
+def test_an_endpoint_that_is_down_costs_the_rows_nothing(setting, gone, slots):
+    """Ten minutes of it, and two attempts: what was in flight at its start may spend one, and no more."""
+
+    def server(claimed, now):
+        return (gone if 5 <= now < 605 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(800), max_attempts=2, slots=slots)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    # and it is left in peace meanwhile: 16 in a row, or a second wave, and then one now and then
+    tried = [each for each in ran.transport.exchanges if 5 <= each.sent_at < 605]
+    assert len(tried) < 400 + 60
+    late = [each for each in tried if each.sent_at > 100]
+    assert len(late) < 40
+
+
+@pytest.mark.parametrize("gone", [*GONE, refusal(429), refusal(503, retry_after_s=1)])
+def test_where_nothing_gets_on_the_run_ends_after_max_stall(setting, gone):
+    ran = go(setting, answer=gone, max_stall_s=600.0)
+    assert ran.stopped.kind == "stall"
+    assert "nothing has got on for longer than --max-stall" in ran.stopped.reason
+    assert 600 <= ran.clock.now() < 600 + 30 + 31
+    assert set(ran.states.values()) == {None}
+    ran = go(setting, answer=answer)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+
+
+def test_a_server_that_asks_for_more_patience_than_there_is_ends_the_run(setting):
+    ran = go(setting, answer=refusal(429, retry_after_s=7200), max_stall_s=600.0)
+    assert ran.stopped.kind == "stall"
+    assert ran.clock.now() == pytest.approx(600, abs=1)
+    assert len(ran.sent) <= 16  # two flights
+
+
+def test_at_most_once_an_outage_puts_few_rows_in_doubt(setting):
+    def server(claimed, now):
+        return (refusal(502) if 5 <= now < 605 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(800), at_most_once=True)
+    assert ran.stopped is None
+    counts = Counter(ran.states.values())
+    assert set(counts) == {"done", "in_doubt"}
+    assert counts["in_doubt"] < 60
+    assert Counter(ran.sent) == dict.fromkeys(names(800), 1)
+
+
+@pytest.mark.parametrize("fault", [refusal(500), refusal(502), refusal(503), loss("reset")])
+def test_where_half_of_the_replies_fail_every_row_is_done_with_enough_attempts(setting, fault):
+    faults = VirtualClock(7)
+
+    def server(claimed, now):
+        return (fault if faults.chance() < 0.5 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(400), max_attempts=20)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+    assert 700 < len(ran.sent) < 900
+    # it may be taken for an outage, but never for long
+    assert ran.clock.now() < 400
+
+
+@pytest.mark.parametrize("fault", [refusal(502), loss("reset")])
+@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("bad", [("r1",), ("r20",), ("r1", "r2"), ("r19", "r20"), ("r5", "r6", "r7", "r20")])
+def test_rows_that_are_lost_each_time_fail_and_the_others_are_done(setting, fault, slots, bad):
+    def server(claimed, now):
+        return (fault if name_of(claimed) in bad else answer)(claimed, now)
+
+    ran = go(setting, answer=server, slots=slots)
+    assert ran.stopped is None
+    assert {name for name, state in ran.states.items() if state == "exhausted"} == set(bad)
+    assert set(ran.states.values()) == {"done", "exhausted"}
+    # at the end nothing shows whether it is the rows or the server: they go one at a time, ever more rarely
+    assert ran.clock.now() < 1800
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("wait_s", [None, 0.02, 1])
+@pytest.mark.parametrize("bad", [("r1",), ("r20",), ("r3", "r4"), ("r19", "r20")])
+def test_rows_that_are_always_refused_for_rate_fail_and_the_others_are_done(setting, slots, wait_s, bad):
+    def server(claimed, now):
+        if name_of(claimed) in bad:
+            return refusal(429, retry_after_s=wait_s)(claimed, now)
         return answer(claimed, now)
 
-    ran = go(setting, answer=server, max_attempts=1000)
-    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    ran = go(setting, answer=server, slots=slots)
+    assert ran.stopped is None
+    assert {name for name, state in ran.states.items() if state == "exhausted"} == set(bad)
+    assert ran.clock.now() < 900
+
+
+@pytest.mark.parametrize("slots", [1, 8, 400])
+@pytest.mark.parametrize("wait_s", [None, 0.02])
+@pytest.mark.parametrize("fails_at", [0.0, 5.0])
+def test_a_server_that_only_refuses_for_rate_for_a_while_fails_no_row(setting, slots, wait_s, fails_at):
+    def server(claimed, now):
+        if fails_at <= now < fails_at + 600:
+            return refusal(429, retry_after_s=wait_s)(claimed, now)
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server, names=names(200), slots=slots)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
+
+
+def test_after_a_hold_the_flow_ramps(setting):
+    def server(claimed, now):
+        return (refusal(429, retry_after_s=60) if 1 <= now < 1.2 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(4000), slots=400)
+    later = [each.sent_at for each in ran.transport.exchanges if each.sent_at > 30]
+    after = Counter(int((sent_at - later[0]) / 0.25) for sent_at in later)
+    flights = [after[flight] for flight in sorted(after)][:14]
+    assert flights[0] == 1
+    assert all(later <= 2 * earlier + 1 for earlier, later in pairwise(flights))
+    assert max(flights) > 30
+
+
+# --- a wrong address
+
+
+@pytest.mark.parametrize("count", [1, 3, 400])
+def test_where_every_row_is_not_found_the_run_stops_and_the_rows_stay(setting, count):
+    ran = go(setting, answer=refusal(404, "model_not_found"), names=names(count))
+    assert ran.stopped.kind == "not_found"
+    assert "check the model and --base-url" in ran.stopped.reason
+    assert set(ran.states.values()) == {None}
+    assert ran.clock.now() < 60
+    assert go(setting, answer=answer).stopped is None
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_where_others_are_found_a_row_that_is_not_fails(setting, slots):
+    def server(claimed, now):
+        return (refusal(404) if int(name_of(claimed)[1:]) % 3 == 1 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, slots=slots)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 13, "refused": 7}
+
+
+def test_the_server_knows_best_whether_to_try_again(setting):
+    def server(claimed, now):
+        refused = refusal(500 if name_of(claimed) == "r1" else 400)(claimed, now)
+        again = b"false" if name_of(claimed) == "r1" else b"true"
+        if name_of(claimed) in ("r1", "r2") and claimed.number < 3:
+            return msgspec.structs.replace(refused, headers=((b"x-should-retry", again),))
+        return answer(claimed, now)
+
+    ran = go(setting, answer=server)
+    assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
+    assert (Counter(ran.sent)["r1"], Counter(ran.sent)["r2"]) == (1, 3)
 
 
 # --- stopping
@@ -538,7 +703,7 @@ def test_after_the_grace_what_is_in_flight_is_cut_off_and_may_have_been_billed(s
     ran = go(setting, answer=server, beside=stopping(1, hurry_at))
     assert ran.stopped == INTERRUPTED
     assert ran.clock.now() == pytest.approx(ends, abs=0.1)
-    assert [row[2:] for row in ran.attempts] == [("maybe", None, "lost")] * 8
+    assert [row[2:] for row in ran.attempts] == [("maybe", None, "cut_short")] * 8
     assert set(ran.states.values()) == {None}
     assert ran.contents.by_model["m"].in_doubt == 8
     ran = go(setting, answer=answer, beside=None)
@@ -674,7 +839,7 @@ def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
     assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
     ((_, name, status, _, _, code, message, line, _),) = reader.rows(ran.store, "errors")
     assert (name, status, code) == ("r4", None, "exceeds_limit")
-    assert "and the limit is 1000 per minute: raise --tpm" in message
+    assert "the limit is 1000 a minute: raise --tpm" in message
     assert orjson.loads(line)["body"]["max_tokens"] == 5000
     # with room for it, it runs
     assert go(setting, tpm=None).sent == ["r4"]
@@ -869,7 +1034,7 @@ def broken_file(setting, count=1000):
 
 
 def test_a_file_that_breaks_off_is_run_up_to_there(setting, monkeypatch):
-    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    monkeypatch.setattr("batcher.jobfile._BLOCK_BYTES", 10_000)
     broken_file(setting)
     ran = go(setting)
     assert ran.stopped.kind == "input"
@@ -880,7 +1045,7 @@ def test_a_file_that_breaks_off_is_run_up_to_there(setting, monkeypatch):
 
 
 def test_after_a_broken_file_a_stop_still_stops(setting, monkeypatch):
-    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    monkeypatch.setattr("batcher.jobfile._BLOCK_BYTES", 10_000)
     broken_file(setting)
     ran = go(setting, slots=1, beside=stopping(5))
     assert ran.stopped.kind == "input"
@@ -888,7 +1053,7 @@ def test_after_a_broken_file_a_stop_still_stops(setting, monkeypatch):
 
 
 def test_after_a_broken_file_a_used_up_quota_still_stops(setting, monkeypatch):
-    monkeypatch.setattr("batcher.source._BLOCK", 10_000)
+    monkeypatch.setattr("batcher.jobfile._BLOCK_BYTES", 10_000)
     broken_file(setting)
     ran = go(
         setting,

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import batcher
 from batcher.cli import cli
 from batcher.parse import Draft, parse
+from batcher.verdict import TABLE
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text("utf-8")
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,53 @@ def test_every_file_of_the_tree_exists():
 def test_the_make_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) <= targets
+
+
+HAPPENS = {
+    ("fail", "row"): "the row fails",
+    ("find", "row"): "the row fails; where nothing is ever found, the job stops",
+    ("again", "row"): "the row goes again",
+    ("again", "endpoint"): "the row goes again; while nothing is answered, all wait",
+    ("hold", "pool"): "the pool waits",
+    ("hold", "endpoint"): "all wait",
+    ("hold", "job"): "nothing: the run is stopping",
+    ("halt", "job"): "the job stops",
+}
+WORDS = {
+    "unreachable": "it never left",
+    "reset": "connection lost before a reply",
+    "timeout": "no reply in time",
+    "cut_off": "connection lost within a reply",
+    "lost": "no HTTP",
+    "stopped": "not sent before a stop",
+    "closed": "cut short by a stop",
+    "invalid": "2xx, no answer in it",
+    "error": "2xx, an error in it",
+    "failed": "2xx, status failed or cancelled",
+    "unfinished": "2xx, status queued or in_progress",
+    "other": "any other status",
+}
+
+
+def verdict_table():
+    """Print the table of `verdict.py`; codes that mean the same share a line."""
+    lines = {}
+    for rule in TABLE:
+        came = WORDS.get(rule.status, str(rule.status))
+        came += " with a time to wait" * rule.asks + ", not in the API's form" * rule.bare
+        rest = (rule.scope, HAPPENS[rule.action, rule.scope], rule.billed, f"`{rule.error}`: {rule.meaning}")
+        codes = lines.setdefault((came, rule.code is None, rest), [])
+        if rule.code is not None:
+            codes.append(f"`{rule.code}`")
+    yield "| what came | scope | what happens | billed | error |"
+    yield "|---|---|---|---|---|"
+    for (came, _, rest), codes in lines.items():
+        yield f"| {' '.join([came, ', '.join(codes)]).strip()} | {' | '.join(rest)} |"
+
+
+def test_the_table_of_verdicts_is_the_programs():
+    table = "\n".join(verdict_table())
+    assert table in README, f"put this into README.md:\n{table}"
 
 
 def test_help_names_every_command():

@@ -50,11 +50,11 @@ def row(number, seq, name=None, key=None):
 
 
 def done(number, body=BODY, request_id="req-1", status=200):
-    return "outcomes", number, "done", 1, status, request_id, body, None, None, None
+    return "outcomes", number, "done", 1, status, request_id, body, None, None, None, None
 
 
 def failed(number, code="bad_request", message="no", line=b'{"custom_id":"a"}', body=None, status=None):
-    return "outcomes", number, "refused", None, status, None, body, code, message, line
+    return "outcomes", number, "refused", None, status, None, body, code, message, line, None
 
 
 # --- results
@@ -150,7 +150,7 @@ def requests_of(path):
 
 def test_failed_rows_are_a_job_of_the_same_rows(store, tmp_path):
     job = tmp_path / "job.jsonl"
-    bodies = ['"messages":[{"role":"user","content":"é \\u00e9"}]', '"messages":[],"max_tokens":5.0']
+    bodies = ['"messages":[{"role":"user","content":"é \\u00e9"}]', '"messages":[{}],"temperature":5.0']
     job.write_text(
         "".join(
             f'{{"custom_id":"n-{number}","method":"POST","url":"/v1/chat/completions",'

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.retry import BASE_S, CAP_S, MaxFailures, Outage, backoff_s
+from batcher.retry import BASE_S, CAP_S, MaxFailures, backoff_s
 
 
 @pytest.mark.parametrize(
@@ -46,38 +46,3 @@ def test_the_jitter_is_full(failures, chance):
 )
 def test_too_many_failures_stop_a_job(rule, failed, ended, exceeded):
     assert rule.exceeded(failed, ended) is exceeded
-
-
-def test_an_outage_lasts_from_its_first_failure():
-    outage = Outage(max_stall_s=100.0)
-    assert not outage.too_long(1e9)
-    outage.failed(until=11.0, now=10.0)
-    outage.failed(until=60.0, now=50.0)
-    assert not outage.too_long(109.9)
-    assert outage.too_long(110.0)
-
-
-def test_an_answer_ends_an_outage():
-    outage = Outage(max_stall_s=100.0)
-    outage.failed(until=1.0, now=0.0)
-    outage.answered()
-    assert not outage.too_long(1e9)
-    assert outage.failures == 0
-    outage.failed(until=201.0, now=200.0)
-    assert not outage.too_long(299.0)
-    assert outage.too_long(300.0)
-
-
-def test_failures_under_way_when_a_hold_began_are_the_same_hold():
-    outage = Outage(max_stall_s=100.0)
-    for now in (0.0, 0.1, 4.9):
-        outage.failed(until=5.0, now=now)
-    assert outage.failures == 1
-    outage.failed(until=9.0, now=5.0)
-    assert outage.failures == 2
-
-
-def test_no_patience_at_all_ends_at_the_first_failure():
-    outage = Outage(max_stall_s=0.0)
-    outage.failed(until=6.0, now=5.0)
-    assert outage.too_long(5.0)

@@ -35,6 +35,11 @@ def test_an_answer_ends_every_row_of_its_request():
     )
 
 
+def test_an_answer_that_ended_early_is_kept_as_one():
+    done = Done(200, None, (b"1", b"2"), None, "length")
+    assert [each.finish for each in settlement(CLAIMED, REPLY, done, None).outcomes] == ["length"] * 2
+
+
 def test_an_unknown_usage_has_an_unknown_cost():
     attempt = settlement(CLAIMED, REPLY, Done(200, None, (b"1", b"2"), None), None).attempt
     assert (attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_pico_usd) == (0, 0, None)
@@ -65,8 +70,8 @@ def test_a_failure_ends_every_row_with_the_line_to_run_again(state):
 @pytest.mark.parametrize(
     "verdict",
     [
-        Again(50.0, True, "lost", "maybe", 502, "r"),
-        Hold("pool", 50.0, "rate_limit", "m", "no", 429, "r"),
+        Again(50.0, True, "lost", "m", "maybe", 502, "r"),
+        Hold("pool", 50.0, 50.0, False, "rate_limit", "m", "no", 429, "r"),
         Halt("quota", "m", "no", 429, "r"),
     ],
 )
@@ -81,7 +86,8 @@ def test_what_goes_on_ends_no_row(verdict):
 
 def test_what_never_left_has_no_time_of_leaving():
     lost = Lost(False, "connect", "r", None, 11.0)
-    attempt = settlement(CLAIMED, lost, Hold("endpoint", 50.0, "unreachable", "m", "no"), None).attempt
+    hold = Hold("endpoint", 50.0, 50.0, False, "unreachable", "m", "no")
+    attempt = settlement(CLAIMED, lost, hold, None).attempt
     assert (attempt.sent_at, attempt.ended_at, attempt.billed) == (None, 11.0, "no")
 
 

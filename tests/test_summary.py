@@ -2,14 +2,15 @@
 
 import pytest
 
+from batcher.stop import INTERRUPTED
 from batcher.store.reader import Contents, ModelBill
-from batcher.summary import INTERRUPTED, summarise
+from batcher.summary import summarise
 from batcher.tally import Tally
 
 KEYS = [
     "rows", "succeeded", "failed", "in_doubt", "pending", "already_done", "requests", "retries",
     "prompt_tokens", "completion_tokens", "cost_usd", "in_doubt_cost_usd_max", "elapsed_s", "stopped",
-    "by_model",
+    "by_model", "by_error", "truncated", "filtered",
 ]  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def bill(**changes):
 
 def contents(by_model=None, **changes):
     facts = {"done": 5, "refused": 2, "exhausted": 1, "in_doubt": 1, "line_count": 10}
+    facts |= {"truncated": 1, "filtered": 2, "by_error": {"bad_request": 3}}
     facts |= {"namespace": "n", "base_url": "u", "by_model": by_model or {}}
     return Contents(**facts | changes)
 
@@ -58,6 +60,11 @@ def test_rows_are_of_the_whole_job_and_requests_of_this_run():
     made = summary(tally=tally)
     assert (made.rows, made.succeeded, made.failed, made.in_doubt, made.pending) == (10, 5, 3, 1, 1)
     assert (made.already_done, made.requests, made.retries, made.elapsed_s) == (4, 7, 2, 1.235)
+
+
+def test_failures_are_told_by_their_code_and_answers_that_ended_early_by_why():
+    made = summary()
+    assert (made.by_error, made.truncated, made.filtered) == ({"bad_request": 3}, 1, 2)
 
 
 def test_pending_is_never_negative():

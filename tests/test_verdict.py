@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 
 from batcher.money.usage import Usage
 from batcher.request import Claimed, Lost, Reply, Request, Row
-from batcher.verdict import TABLE, Again, Done, Fail, Halt, Hold, Policy, Standing, judge
+from batcher.verdict import (
+    TABLE,
+    Again,
+    Done,
+    Fail,
+    Halt,
+    Hold,
+    Policy,
+    Standing,
+    blames_endpoint,
+    endpoint_hold,
+    judge,
+)
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 MODERATIONS, COMPLETIONS = "/v1/moderations", "/v1/completions"
@@ -16,8 +28,8 @@ NOW = 1000.0
 ONCE = Policy(at_most_once=True)
 
 
-def claimed(path=CHAT, charged=0):
-    request = Request((Row(1, b"k" * 16, "a"),), "key", "shared", "m", path, b"{}", 1, None)
+def claimed(path=CHAT, charged=0, body=b'{"input": "x"}'):
+    request = Request((Row(1, b"k" * 16, "a"),), "key", "shared", "m", path, body, 1, None)
     return Claimed(7, request, charged + 1, charged)
 
 
@@ -28,8 +40,9 @@ def reply(status=200, body=b"", headers=()):
     return Reply(status, raw, body, 1.0, 2.0)
 
 
-def verdict(landed, path=CHAT, charged=0, chance=0.5, policy=None, standing=None):
-    return judge(claimed(path, charged), landed, NOW, chance, policy or Policy(), standing or Standing())
+def verdict(landed, path=CHAT, charged=0, chance=0.5, policy=None, standing=None, body=b'{"input": "x"}'):
+    asked = claimed(path, charged, body)
+    return judge(asked, landed, NOW, chance, policy or Policy(), standing or Standing())
 
 
 def error(code=None, type_=None, message="m"):
@@ -51,8 +64,18 @@ FAILURES = [
     # status, body, headers, type, billed, error
     (400, error("invalid_value", "invalid_request_error"), {}, Fail, "no", "bad_request"),
     (400, b"<html>", {}, Fail, "no", "bad_request"),
-    (404, error("model_not_found"), {}, Fail, "no", "bad_request"),
-    (413, b"", {}, Fail, "no", "bad_request"),
+    (400, error("context_length_exceeded"), {}, Fail, "no", "context_length_exceeded"),
+    (400, error(None, "context_length_exceeded"), {}, Fail, "no", "context_length_exceeded"),
+    (400, error("string_above_max_length"), {}, Fail, "no", "too_large"),
+    (400, error("content_filter"), {}, Fail, "no", "content_filter"),
+    (400, [error("invalid_value")], {}, Fail, "no", "bad_request"),
+    (400, error(), {"x-should-retry": "true"}, Again, "no", "bad_request"),
+    (400, error(), {"x-should-retry": "false"}, Fail, "no", "bad_request"),
+    (400, error("content_filter"), {"x-should-retry": "true"}, Fail, "no", "content_filter"),
+    (404, error("model_not_found"), {}, Fail, "no", "not_found"),
+    (404, b"<html>", {}, Fail, "no", "not_found"),
+    (413, b"", {}, Fail, "no", "too_large"),
+    (413, error("request_too_large"), {}, Fail, "no", "too_large"),
     (422, error(), {}, Fail, "no", "bad_request"),
     (418, b"{}", {}, Fail, "no", "bad_request"),
     # what is quota at 429 is nothing special elsewhere
@@ -63,7 +86,10 @@ FAILURES = [
     (307, b"", {}, Halt, "no", "redirected"),
     (401, error("invalid_api_key"), {}, Halt, "no", "authentication"),
     (401, b"", {}, Halt, "no", "authentication"),
+    (401, error(), {"x-should-retry": "true"}, Halt, "no", "authentication"),
     (402, b"", {}, Halt, "no", "quota"),
+    (402, error(), {"retry-after": "3"}, Hold, "no", "credit"),
+    (402, b"", {"retry-after": "soon"}, Halt, "no", "quota"),
     (403, error(), {}, Halt, "no", "permission"),
     (408, b"", {}, Again, "maybe", "timeout"),
     (408, error(), {}, Again, "maybe", "timeout"),
@@ -89,6 +115,11 @@ FAILURES = [
     # the message says nothing
     (429, error("rate_limit_exceeded", "tokens", "insufficient_quota"), {}, Hold, "no", "rate_limit"),
     (429, b"insufficient_quota", {}, Hold, "no", "rate_limit"),
+    (429, [error("insufficient_quota")], {}, Halt, "no", "quota"),
+    (429, error("slow_down"), {}, Hold, "no", "slow_down"),
+    (429, error("rate_limit_exceeded"), {"x-should-retry": "false"}, Fail, "no", "rate_limit"),
+    (429, error("rate_limit_exceeded"), {"x-should-retry": "True "}, Hold, "no", "rate_limit"),
+    (429, error("insufficient_quota"), {"x-should-retry": "true"}, Halt, "no", "quota"),
     (400, error(None, None, "Rate limit reached, try again in 20s"), {}, Fail, "no", "bad_request"),
     (500, error(None, "server_error"), {}, Again, "no", "server_error"),
     (500, {"error": {}}, {}, Again, "no", "server_error"),
@@ -98,13 +129,23 @@ FAILURES = [
     (500, b"", {}, Again, "maybe", "server_error"),
     (500, {"detail": "x"}, {}, Again, "maybe", "server_error"),
     (500, {"error": "x"}, {}, Again, "maybe", "server_error"),
+    (500, error(), {"x-should-retry": "false"}, Fail, "no", "server_error"),
+    (500, error(), {"x-should-retry": "perhaps"}, Again, "no", "server_error"),
+    (503, error("server_is_overloaded"), {}, Hold, "no", "overloaded"),
+    (503, error("slow_down"), {}, Hold, "no", "slow_down"),
+    (503, b"busy", {"retry-after": "3"}, Hold, "maybe", "unavailable"),
     (503, error(), {}, Again, "no", "unavailable"),
     (503, error(), {"retry-after": "3"}, Hold, "no", "unavailable"),
     (503, b"upstream connect error", {}, Again, "maybe", "unavailable"),
     (502, b"<html>", {}, Again, "maybe", "bad_gateway"),
     (502, error(), {}, Again, "maybe", "bad_gateway"),
     (504, b"", {}, Again, "maybe", "gateway_timeout"),
-    (520, b"", {}, Again, "maybe", "server_error"),
+    (520, b"", {}, Again, "maybe", "bad_gateway"),
+    (524, b"<html>", {}, Again, "maybe", "bad_gateway"),
+    (529, error(None, "overloaded_error"), {}, Again, "no", "overloaded"),
+    (529, error(None, "overloaded_error"), {"retry-after": "3"}, Hold, "no", "overloaded"),
+    (501, b"", {}, Again, "maybe", "server_error"),
+    (530, b"", {}, Again, "maybe", "server_error"),
     (599, error(), {}, Again, "maybe", "server_error"),
     (100, b"", {}, Again, "maybe", "invalid_answer"),
     (199, b"", {}, Again, "maybe", "invalid_answer"),
@@ -113,7 +154,16 @@ FAILURES = [
     (200, b"", {}, Again, "maybe", "invalid_answer"),
     (204, b"", {}, Again, "maybe", "invalid_answer"),
     (200, b"<html>", {}, Again, "maybe", "invalid_answer"),
-    (200, error("server_error"), {}, Again, "maybe", "invalid_answer"),
+    (200, error("server_error"), {}, Again, "maybe", "error_in_answer"),
+    (200, error(), {}, Again, "maybe", "error_in_answer"),
+    # an error under the status of a success means what it means elsewhere
+    (200, error("insufficient_quota"), {}, Halt, "no", "quota"),
+    (200, error("context_length_exceeded"), {}, Fail, "no", "context_length_exceeded"),
+    (200, error(429), {}, Hold, "no", "rate_limit"),
+    (200, error(401), {}, Halt, "no", "authentication"),
+    (200, error(502), {}, Again, "maybe", "bad_gateway"),
+    (200, error(200), {}, Again, "maybe", "error_in_answer"),
+    (200, error(9999), {}, Again, "maybe", "error_in_answer"),
 ]
 
 
@@ -137,52 +187,67 @@ def test_at_most_once_sends_nothing_again_that_may_have_been_billed(
 
 # --- the table, line by line
 
-KINDS = {"fail": Fail, "again": Again, "hold pool": Hold, "hold endpoint": Hold, "halt": Halt}
+KINDS = {"fail": Fail, "find": Fail, "again": Again, "hold": Hold, "halt": Halt}
+LOSSES = {
+    # the word in the table -> whether it left, and the kinds of loss that it stands for
+    "unreachable": (False, "connect", "dns", "tls", "timeout"),
+    "stopped": (False, "stopped", "closed"),
+    "lost": (True, "protocol", "unheard of"),
+    **{kind: (True, kind) for kind in ("reset", "timeout", "cut_off", "closed")},
+}
+NO_ANSWER = {
+    "invalid": {},
+    "error": error("unheard_of"),
+    "failed": {"status": "failed", "error": {"code": "server_error"}, "output": []},
+    "unfinished": {"status": "queued", "output": []},
+}
 
 
 def landings(rule):
     """What must be judged by this line of the table."""
-    match rule.status:
-        case "never left" | "lost":
-            return [Lost(rule.status == "lost", "reset", "r", None, 2.0)]
-        case "stopped":
-            return [Lost(False, kind, "r", None, 2.0) for kind in ("stopped", "closed")]
-        case "invalid":
-            return [reply(200, b"{}")]
-        case "other":
-            return [reply(600), reply(103)]
-        case "3xx" | "4xx" | "5xx":
-            first = int(rule.status[0]) * 100
-            ours = {other.status for other in TABLE} | {
-                int(str(other.status).split()[-1]) for other in TABLE if str(other.status).startswith("bare ")
-            }
-            return [reply(status, error()) for status in range(first, first + 100) if status not in ours]
-        case str(word):
-            return [reply(int(word.removeprefix("bare ")), body) for body in (b"", b"<html>", b"[]")]
-        case status if rule.code is None:
-            return [reply(status, error()), reply(status, error("unheard_of", "of_that_kind"))]
-        case status:
-            return [
-                reply(status, error(rule.code)),
-                reply(status, error(None, rule.code)),
-                reply(status, error("unheard_of", rule.code)),
-                reply(status, error(rule.code, "unheard_of")),
-            ]
+    if rule.status in NO_ANSWER:
+        return [reply(200, NO_ANSWER[rule.status])]
+    if rule.status in LOSSES:
+        left, *kinds = LOSSES[rule.status]
+        return [Lost(left, kind, "r", 1.0 if left else None, 2.0) for kind in kinds]
+    if isinstance(rule.status, str):
+        return [reply(status, error()) for status in members(rule.status)]
+    headers = {"retry-after": "3"} if rule.asks else {}
+    if rule.code is not None:
+        words = [(rule.code, None), (None, rule.code), ("unheard_of", rule.code), (rule.code, "unheard_of")]
+        return [reply(rule.status, error(*each), headers) for each in words]
+    if rule.bare:
+        return [reply(rule.status, body, headers) for body in (b"", b"<html>", b"[]")]
+    words = [(None, None), ("unheard_of", "of_that_kind")]
+    return [reply(rule.status, error(*each), headers) for each in words]
 
 
-@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: f"{rule.status} {rule.code}")
+def members(group):
+    """Return the statuses of a group that have no line of their own."""
+    if group == "other":
+        return [103, 600]
+    size = 10 ** group.count("x")
+    first = int(group.rstrip("x")) * size
+    ours = {rule.status for rule in TABLE if rule.code is None} | (
+        set(range(520, 530)) if group == "5xx" else set()
+    )
+    return [status for status in range(first, first + size) if status not in ours]
+
+
+@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: f"{rule.status} {rule.code} {rule.asks} {rule.bare}")
 def test_the_table_is_obeyed_line_by_line(rule):
+    path = RESPONSES if rule.status in ("failed", "unfinished") else CHAT
     for landed in landings(rule):
-        got = verdict(landed)
+        got = verdict(landed, path)
         assert (type(got), got.billed, got.error) == (KINDS[rule.action], rule.billed, rule.error), landed
+        assert got.message.startswith(rule.meaning)
         if isinstance(got, Hold):
-            assert got.scope == rule.action.removeprefix("hold ")
-        if not isinstance(got, Again):
-            assert got.message.startswith(rule.meaning)
+            assert got.scope == rule.scope
+        assert blames_endpoint(landed) == (rule.scope == "endpoint")
 
 
 def test_no_two_lines_of_the_table_match_the_same():
-    assert len({(rule.status, rule.code) for rule in TABLE}) == len(TABLE)
+    assert len({rule[:2] + rule[7:] for rule in TABLE}) == len(TABLE)
 
 
 # --- losses
@@ -235,19 +300,92 @@ def test_the_backoff_of_a_row_grows_with_its_own_attempts(charged, longest_s):
     assert verdict(LEFT, charged=charged, policy=policy, chance=0.5).due == NOW + longest_s / 2
 
 
-def test_a_refusal_for_rate_is_free_unless_it_was_the_probe():
-    policy, probe = Policy(max_attempts=3), Standing(probe=True)
-    assert type(verdict(reply(429), charged=99, policy=policy)) is Hold
-    assert type(verdict(reply(429), charged=1, policy=policy, standing=probe)) is Hold
-    got = verdict(reply(429), charged=2, policy=policy, standing=probe)
+PROBE = {"policy": Policy(max_attempts=3), "standing": Standing(holds=1, probe=True)}
+
+
+@pytest.mark.parametrize("landed", [reply(429), reply(503, error(), {"retry-after": "3"})])
+def test_a_refusal_of_the_pool_is_free_unless_it_was_the_probe(landed):
+    got = verdict(landed, charged=2, policy=Policy(max_attempts=3))
+    assert (type(got), got.scope, got.charged, got.due) == (Hold, "pool", False, NOW)
+    got = verdict(landed, charged=1, **PROBE)
+    assert (type(got), got.charged, got.due) == (Hold, True, NOW)
+
+
+def test_a_probe_that_is_refused_to_its_last_attempt_lets_another_go_first():
+    got = verdict(reply(429), charged=2, **PROBE)
+    assert (type(got), got.charged) == (Hold, True)
+    assert got.due > got.until
+
+
+def test_it_fails_if_others_get_through_meanwhile_and_it_is_refused_again():
+    got = verdict(reply(429), charged=3, policy=Policy(max_attempts=3))
     assert (type(got), got.state, got.billed) == (Fail, "exhausted", "no")
+    assert got.message.startswith("3 attempts, the last: the rate limit is reached")
 
 
-def test_an_overloaded_server_that_names_a_time_holds_the_pool_free_of_charge():
-    landed = reply(503, error(), {"retry-after": "3"})
-    got = verdict(landed, charged=99)
-    assert (type(got), got.scope, got.until >= NOW + 3) == (Hold, "pool", True)
-    assert type(verdict(landed, charged=99, standing=Standing(probe=True))) is Fail
+TAIL = {"policy": Policy(max_attempts=3), "standing": Standing(holds=4, probe=True, down=True, tail=True)}
+
+
+@pytest.mark.parametrize("landed", [reply(429), reply(502), LEFT])
+def test_where_nothing_else_is_left_that_could_get_through_they_go_first_in_turn_and_fail(landed):
+    got = verdict(landed, charged=1, **TAIL)
+    assert (type(got), got.charged) == (Hold, True)
+    assert got.due > got.until
+    got = verdict(landed, charged=2, **TAIL)
+    assert (type(got), got.state) == (Fail, "exhausted")
+
+
+# --- the endpoint as a whole
+
+DOWN = Standing(holds=2, down=True)
+
+
+@pytest.mark.parametrize("landed", [LEFT, reply(502), reply(503), reply(504), reply(529, error())])
+def test_what_is_lost_while_the_endpoint_is_down_holds_it_free_of_charge(landed):
+    for charged in (0, 99):
+        got = verdict(landed, charged=charged, standing=DOWN)
+        assert (type(got), got.scope, got.charged) == (Hold, "endpoint", False)
+        assert got.until == NOW + 1.0  # half of the third backoff
+        assert got.due > got.until  # another one goes first
+        assert endpoint_hold(got) == got.until
+
+
+@pytest.mark.parametrize("landed", [reply(500, error()), reply(409), reply(408), reply(200, b"cut")])
+def test_what_says_something_of_the_row_is_charged_while_the_endpoint_is_down_too(landed):
+    got = verdict(landed, standing=DOWN)
+    assert (type(got), got.charged) == (Again, True)
+
+
+def test_at_most_once_a_row_ends_in_doubt_and_holds_what_is_down():
+    got = verdict(reply(502), policy=ONCE, standing=DOWN)
+    assert (type(got), got.state) == (Fail, "in_doubt")
+    assert endpoint_hold(got) == NOW + 1.0
+    assert endpoint_hold(verdict(reply(502), policy=ONCE)) is None
+
+
+def test_what_is_not_found_is_the_rows_mistake_only_if_anything_ever_was():
+    assert type(verdict(reply(404, error()))) is Fail
+    got = verdict(reply(404, error()), charged=99, standing=Standing(found=False))
+    assert (type(got), got.charged, got.error) == (Again, False, "not_found")
+    assert got.due > NOW
+
+
+@pytest.mark.parametrize("kind", ["stopped", "closed"])
+def test_what_our_own_stop_ended_is_charged_to_nobody(kind):
+    for left in (True, False):
+        got = verdict(Lost(left, kind, "r", 1.0 if left else None, 2.0), charged=4)
+        if left and kind == "stopped":
+            continue
+        assert (type(got), got.scope, got.charged) == (Hold, "job", False)
+        assert endpoint_hold(got) is None
+
+
+def test_what_the_server_asked_for_is_too_little_if_it_did_not_help():
+    landed = reply(429, b"", {"retry-after-ms": "20"})
+    assert verdict(landed, chance=0.0).until == NOW + 0.02
+    assert verdict(landed, chance=0.5, standing=Standing(holds=3)).until == NOW + 2.0
+    long = reply(429, b"", {"retry-after": "100"})
+    assert verdict(long, chance=0.5, standing=Standing(holds=3)).until == NOW + 105.0
 
 
 # --- what the server asks for
@@ -331,8 +469,73 @@ def test_a_time_that_cannot_be_meant_is_as_none(headers):
 def test_a_whole_answer_is_done(path, status):
     body = orjson.dumps(ANSWERS[path])
     got = verdict(reply(status, body, {"x-request-id": "r"}), path)
-    assert got == Done(status, "r", (body,), Usage() if path == MODERATIONS else None)
+    finish = "length" if path == COMPLETIONS else None
+    assert got == Done(status, "r", (body,), Usage() if path == MODERATIONS else None, finish)
     assert got.billed == "yes"
+
+
+def chat_ending(*reasons):
+    return {"choices": [{"message": {"content": "hi"}, "finish_reason": reason} for reason in reasons]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "finish"),
+    [
+        (CHAT, chat_ending("stop"), None),
+        (CHAT, chat_ending(None), None),
+        (CHAT, chat_ending(7), None),
+        (CHAT, chat_ending("length"), "length"),
+        (CHAT, chat_ending("stop", "length"), "length"),
+        (CHAT, chat_ending("content_filter"), "content_filter"),
+        (CHAT, chat_ending("length", "content_filter", "length"), "content_filter"),
+        # what was filtered may have no message at all
+        (CHAT, {"choices": [{"finish_reason": "content_filter"}]}, "content_filter"),
+        (RESPONSES, {"status": "completed", "output": []}, None),
+        (RESPONSES, {"output": []}, None),
+        (RESPONSES, {"status": "incomplete", "output": []}, "length"),
+        (RESPONSES, {"status": "incomplete", "incomplete_details": 5, "output": []}, "length"),
+        (
+            RESPONSES,
+            {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": []},
+            "length",
+        ),
+        (
+            RESPONSES,
+            {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "output": []},
+            "content_filter",
+        ),
+    ],
+)
+def test_an_answer_that_ended_early_is_an_answer_and_says_so(path, body, finish):
+    got = verdict(reply(200, body), path)
+    assert (type(got), got.finish) == (Done, finish)
+
+
+def vectors(count):
+    return {"data": [{"embedding": [0.1]}] * count}
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [("a", 1), (["a"], 1), (["a", "b", "c"], 3), ([1, 2, 3], 1), ([[1, 2], [3]], 2)],
+)
+def test_there_is_one_embedding_for_each_input(given, count):
+    body = orjson.dumps({"model": "m", "input": given})
+    assert type(verdict(reply(200, vectors(count)), EMBEDDINGS, body=body)) is Done
+    for other in (count - 1, count + 1):
+        got = verdict(reply(200, vectors(other)), EMBEDDINGS, body=body)
+        assert (type(got), got.error) == (Again, "invalid_answer")
+        assert f"{other} embeddings for {count} inputs" in got.message
+
+
+def test_an_input_that_only_the_server_understands_is_not_counted():
+    body = orjson.dumps({"model": "m", "input": {"image": "x"}})
+    assert type(verdict(reply(200, vectors(2)), EMBEDDINGS, body=body)) is Done
+
+
+def test_blank_lines_that_kept_the_connection_alive_are_no_part_of_the_answer():
+    body = orjson.dumps(ANSWERS[CHAT])
+    assert verdict(reply(200, b"\n\r\n\n  " + body + b"\n")).answers == (body,)
 
 
 def test_an_answer_tells_its_usage_and_tier():
@@ -353,7 +556,6 @@ NO_ANSWERS = [
     (CHAT, b'"text"'),
     (CHAT, b"data: {}\n\n"),
     (CHAT, b"{}"),
-    (CHAT, orjson.dumps(error())),
     (CHAT, b'{"choices": null}'),
     (CHAT, b'{"choices": []}'),
     (CHAT, b'{"choices": {}}'),
@@ -361,7 +563,14 @@ NO_ANSWERS = [
     (CHAT, orjson.dumps(ANSWERS[CHAT])[:-1]),
     (CHAT, orjson.dumps(ANSWERS[CHAT]) + b"}"),
     (CHAT, orjson.dumps(ANSWERS[RESPONSES])),
+    (CHAT, b'{"choices": [{}]}'),
+    (CHAT, b'{"choices": [{"message": null}]}'),
+    (CHAT, b'{"choices": [{"message": "hi"}]}'),
+    (CHAT, b'{"choices": [{"text": "hi"}]}'),
+    (CHAT, b'{"choices": [{"message": {}}, {}]}'),
     (COMPLETIONS, b'{"choices": []}'),
+    (COMPLETIONS, b'{"choices": [{"message": {}}]}'),
+    (COMPLETIONS, b'{"choices": [{"text": null}]}'),
     (RESPONSES, b"{}"),
     (RESPONSES, b'{"status": "completed"}'),
     (RESPONSES, b'{"status": "completed", "output": null}'),
@@ -369,10 +578,10 @@ NO_ANSWERS = [
     (EMBEDDINGS, b'{"data": []}'),
     (MODERATIONS, b'{"results": []}'),
     (MODERATIONS, b'{"results": 1}'),
-    *(
-        (RESPONSES, orjson.dumps({"output": [], "status": status}))
-        for status in ("failed", "queued", "in_progress", "cancelled")
-    ),
+    (EMBEDDINGS, b'{"data": [{}]}'),
+    (EMBEDDINGS, b'{"data": [{"embedding": null}]}'),
+    (EMBEDDINGS, b'{"data": [{"embedding": []}]}'),
+    (EMBEDDINGS, b'{"data": [{"embedding": ""}]}'),
 ]
 
 
@@ -380,8 +589,41 @@ NO_ANSWERS = [
 def test_a_success_without_a_whole_answer_is_none(path, body):
     got = verdict(reply(200, body), path)
     assert (type(got), got.billed, got.error) == (Again, "maybe", "invalid_answer")
+    assert got.message.startswith("a success without a whole answer: ")
     got = verdict(reply(200, body), path, policy=ONCE)
     assert (type(got), got.state) == (Fail, "in_doubt")
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+def test_an_error_in_a_success_means_what_its_code_means(path):
+    got = verdict(reply(200, error("insufficient_quota")), path)
+    assert (type(got), got.error) == (Halt, "quota")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "word", "says"),
+    [
+        (CHAT, error("server_error"), "error_in_answer", "m"),
+        (CHAT, {"choices": [{"finish_reason": "error"}]}, "error_in_answer", "ended in an error"),
+        (RESPONSES, error("server_error"), "error_in_answer", "m"),
+        (RESPONSES, {"status": "failed", "error": {"message": "no\nluck"}}, "response_failed", "no luck"),
+        (
+            RESPONSES,
+            {"status": "failed", "error": {"code": "server_error"}},
+            "response_failed",
+            "server_error",
+        ),
+        (RESPONSES, {"status": "failed", "error": "x", "output": []}, "response_failed", "does not say why"),
+        (RESPONSES, {"status": "cancelled", "output": []}, "response_failed", "cancelled"),
+        (RESPONSES, {"status": "queued", "output": []}, "response_unfinished", "queued"),
+        (RESPONSES, {"status": "in_progress"}, "response_unfinished", "in_progress"),
+    ],
+)
+def test_a_success_that_says_that_it_is_none_is_not_believed(path, body, word, says):
+    got = verdict(reply(200, body), path)
+    assert (type(got), got.billed, got.error) == (Again, "maybe", word)
+    assert says in got.message
+    assert "\n" not in got.message
 
 
 @pytest.mark.parametrize("path", ANSWERS)
@@ -389,11 +631,6 @@ def test_an_answer_that_is_cut_anywhere_is_none(path):
     body = orjson.dumps(ANSWERS[path] | {"usage": {"prompt_tokens": 12}})
     for end in range(len(body)):
         assert type(verdict(reply(200, body[:end]), path)) is Again, body[:end]
-
-
-def test_a_response_cut_off_by_its_output_limit_is_an_answer():
-    body = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": []}
-    assert type(verdict(reply(200, body), RESPONSES)) is Done
 
 
 @pytest.mark.parametrize("path", ANSWERS)
@@ -428,17 +665,19 @@ def test_a_usage_that_cannot_be_right_is_unknown():
 
 
 def test_raw_line_breaks_go_and_nothing_else_changes():
-    body = b'\n{\r\n  "choices" : [ {"a":1.50, "b" : "x\\ny\\u00e9 \xc3\xa9\t".}]\r, "id":\n "c" }\r\n'
-    body = body.replace(b'\t".', b' "')
+    body = (
+        b'\n{\r\n  "choices" : [ {"message": {}, "a":1.50, "b" : "x\\ny\\u00e9 \xc3\xa9 "}]'
+        b'\r, "id":\n "c" }\r\n'
+    )
     got = verdict(reply(200, body))
     assert type(got) is Done
-    expected = b'{  "choices" : [ {"a":1.50, "b" : "x\\ny\\u00e9 \xc3\xa9 "}], "id": "c" }'
+    expected = b'{  "choices" : [ {"message": {}, "a":1.50, "b" : "x\\ny\\u00e9 \xc3\xa9 "}], "id": "c" }'
     assert got.answers == (expected,)
     assert orjson.loads(expected) == orjson.loads(body)
 
 
 def test_a_body_on_one_line_is_left_as_it_is():
-    body = b' {"choices" : [{}]}\t'
+    body = b' {"choices" : [{"message": {}}]}\t'
     assert verdict(reply(200, body)).answers == (body,)
 
 
@@ -471,7 +710,7 @@ def test_a_bottomless_body_is_judged_too(opening, status):
     got = verdict(reply(status, opening * 100_000), policy=Policy(max_attempts=1))
     assert isinstance(got, Fail | Hold)
     closing = {b"[": b"]"}.get(opening, b"}")
-    body = b'{"choices": [{}], "x": %b1%b}' % (opening * 100_000, closing * 100_000)
+    body = b'{"choices": [{"message": {}}], "x": %b1%b}' % (opening * 100_000, closing * 100_000)
     verdict(reply(status, body))
 
 
@@ -479,7 +718,7 @@ def test_an_error_keeps_its_body_if_it_is_json():
     body = b'{\n "error": {"message": "bad\\nidea",\r\n "code": "c"}}\n'
     got = verdict(reply(400, body))
     assert got.body == b'{ "error": {"message": "bad\\nidea", "code": "c"}}'
-    assert got.message == "the server refuses what the row says: badidea"
+    assert got.message == "the server refuses what the row says: bad idea"
     assert verdict(reply(400, b"<html>")).body is None
     assert verdict(reply(400, b'{"detail": 1}')).body == b'{"detail": 1}'
 
@@ -487,7 +726,9 @@ def test_an_error_keeps_its_body_if_it_is_json():
 def test_an_error_without_words_is_told_by_its_status():
     assert "HTTP 400" in verdict(reply(400, {"error": {}})).message
     assert "HTTP 413: no body" in verdict(reply(413)).message
-    assert "HTTP 404: <html>gone</html>" in verdict(reply(404, b"<html>\ngone</html>")).message
+    page = b"<!DOCTYPE html>\n<html><style>a {}</style><title>gone</title><p>for\ngood</html>"
+    assert "HTTP 404: gone for good" in verdict(reply(404, page)).message
+    assert "HTTP 404: a < b" in verdict(reply(404, b"a < b")).message
     assert "HTTP 308 to https://x/y" in verdict(reply(308, b"", {"location": "https://x/y"})).message
     assert len(verdict(reply(404, b"x" * 100_000)).message) < 400
 
@@ -522,9 +763,9 @@ def broken(draw):
 
 bodies = st.binary(max_size=60) | shaped.map(lambda value: json.dumps(value).encode()) | broken()
 headers = st.dictionaries(
-    st.sampled_from(["retry-after", "retry-after-ms", "date", "location", "x-request-id"]),
+    st.sampled_from(["retry-after", "retry-after-ms", "date", "location", "x-request-id", "x-should-retry"]),
     st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=12)
-    | st.sampled_from(["Wed, 21 Oct 2015 07:28:00 GMT", "1e308", "-0", "nan", "12"])
+    | st.sampled_from(["Wed, 21 Oct 2015 07:28:00 GMT", "1e308", "-0", "nan", "12", "true", "false"])
     | st.floats().map(str),
     max_size=4,
 )
@@ -539,7 +780,14 @@ statuses = st.sampled_from([200, 400, 401, 429, 500, 503]) | st.integers(0, 1000
     headers,
     st.floats(0, 1, exclude_max=True),
     st.builds(Policy, max_attempts=st.integers(1, 3), at_most_once=st.booleans()),
-    st.builds(Standing, holds=st.integers(0, 2000), probe=st.booleans()),
+    st.builds(
+        Standing,
+        holds=st.integers(0, 2000),
+        probe=st.booleans(),
+        down=st.booleans(),
+        found=st.booleans(),
+        tail=st.booleans(),
+    ),
     st.integers(0, 2),
 )
 @example(CHAT, 429, b"", {"retry-after": "1, 1 1 1 1"}, 0.5, Policy(), Standing(), 0)
@@ -555,7 +803,8 @@ def test_anything_has_a_verdict(path, status, body, headers, chance, policy, sta
         assert json.loads(answer.decode()) == json.loads(body.decode())
         return
     if isinstance(got, Fail):
-        assert charged + 1 >= policy.max_attempts or got.state != "exhausted"
+        spent = charged + 1 >= policy.max_attempts or headers.get("x-should-retry") == "false"
+        assert spent or got.state != "exhausted"
         assert got.body is None or (json.loads(got.body.decode()), b"\n" in got.body)[1] is False
     else:
         assert got.billed == "no" or not policy.at_most_once

@@ -69,6 +69,13 @@ def describe(summary: Summary) -> list[str]:
     others = (("failed", summary.failed), ("in doubt", summary.in_doubt), ("pending", summary.pending))
     counts = [f"{summary.succeeded:,} succeeded", *(f"{count:,} {name}" for name, count in others if count)]
     lines = [f"rows      {summary.rows:,}: {', '.join(counts)}"]
+    early = (("at the output limit", summary.truncated), ("by the content filter", summary.filtered))
+    if cut := [f"{count:,} {where}" for where, count in early if count]:
+        lines.append(f"cut off   {', '.join(cut)}")
+    if summary.by_error:
+        lines.append(
+            f"failures  {', '.join(f'{count:,} {code}' for code, count in summary.by_error.items())}"
+        )
     if summary.by_model:
         lines += _table(summary.by_model)
     return [*lines, f"bill      {_bill(summary)}"]

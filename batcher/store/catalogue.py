@@ -8,7 +8,7 @@ from typing import Final
 #: Marks a SQLite file as ours: "btcr" (`PRAGMA application_id`).
 APPLICATION_ID: Final = 0x62746372
 #: The version of `schema.sql` (`PRAGMA user_version`).
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: One statement takes so many values at most: SQLite's own bound is 32,766 since 3.32.
 MAX_VALUES: Final = 30_000

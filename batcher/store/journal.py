@@ -73,6 +73,7 @@ class Journal:
         Raises:
             StoreError: it is not a store of this job and endpoint; the file is untouched.
             StoreLockedError: another process has it.
+            StoreWriteError: the disk is full.
         """
         path = opening.path
         # Before the lock, so that nothing is left beside a file that is not ours; and after it again.
@@ -82,6 +83,9 @@ class Journal:
             if file.is_new(path):
                 file.make(path, opening.namespace or clock.token(), opening.base_url, clock.wall())
             db = await connect(path)
+        except sqlite3.Error as error:
+            lock.release()
+            raise file.unusable(path, "can't be opened", error) from error
         except BaseException:
             lock.release()
             raise
@@ -90,8 +94,7 @@ class Journal:
             await journal._begin()
         except sqlite3.Error as error:
             await journal.close()
-            message = f"{path} can't be opened: {error}"
-            raise StoreError(message) from error
+            raise file.unusable(path, "can't be opened", error) from error
         except BaseException:
             await journal.close()
             raise
@@ -287,6 +290,7 @@ class Journal:
             outcome.code,
             outcome.message,
             outcome.line,
+            outcome.finish,
         )
 
     def _forget(self, outcomes: Iterable[Outcome]) -> None:

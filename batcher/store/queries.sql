@@ -80,8 +80,8 @@ INSERT INTO settlements (
 
 -- name: insert_outcomes
 -- How rows ended: before they count as ended.
-INSERT INTO outcomes (row, state, attempt, status, request_id, body, code, message, line)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO outcomes (row, state, attempt, status, request_id, body, code, message, line, finish)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: settle_orphans
 -- A process died with these in flight: nobody knows what became of them.
@@ -109,10 +109,10 @@ WHERE attempts.id > (SELECT coalesce(max(id), 0) FROM attempts) - ? AND at >= ?
 ORDER BY at;
 
 -- name: count_rows
--- How many rows of the file ended how.
-SELECT outcomes.state, count(*)
+-- How many rows of the file ended how: their state, and the error's code or why the answer ended early.
+SELECT outcomes.state, coalesce(outcomes.code, outcomes.finish), count(*)
 FROM rows JOIN outcomes ON outcomes.row = rows.id
-WHERE rows.seq IS NOT NULL GROUP BY outcomes.state;
+WHERE rows.seq IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 2;
 
 -- name: bill
 -- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been.

@@ -1,14 +1,16 @@
 """What a store holds, read beside a running job or after it: never writes, never holds a checkpoint back."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from batcher.errors import StoreError
+from batcher.request import State
 from batcher.store.catalogue import query
 from batcher.store.file import open_reader
 
@@ -47,6 +49,11 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     exhausted: int
     in_doubt: int
+    #: Of the done: answers that ended at their output limit, and by the server's content filter.
+    truncated: int
+    filtered: int
+    #: Of the others: how many by the error's code, the most frequent first.
+    by_error: dict[str, int]
     by_model: dict[str, ModelBill]
 
     @property
@@ -65,15 +72,26 @@ def read(path: Path) -> Contents:
         # One transaction: a job that runs meanwhile does not show through half a settlement.
         db.execute("BEGIN")
         namespace, base_url, _, line_count = db.execute(query("read_job")).fetchone()
-        ended = dict(db.execute(query("count_rows")).fetchall())
+        ends = db.execute(query("count_rows")).fetchall()
         bills = {row[0]: _bill(row[1:]) for row in db.execute(query("bill"))}
     return Contents(
         namespace=namespace,
         base_url=base_url,
         line_count=line_count,
         by_model=bills,
-        **{state: ended.get(state, 0) for state in ("done", "refused", "exhausted", "in_doubt")},
+        truncated=sum(count for state, why, count in ends if (state, why) == ("done", "length")),
+        filtered=sum(count for state, why, count in ends if (state, why) == ("done", "content_filter")),
+        by_error=_by_error(ends),
+        **{state: sum(each[2] for each in ends if each[0] == state) for state in get_args(State)},
     )
+
+
+def _by_error(ends: list[tuple[State, str, int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for state, code, count in ends:
+        if state != "done":
+            counts[code] += count
+    return dict(counts.most_common())
 
 
 def _bill(row: tuple[int | None, ...]) -> ModelBill:

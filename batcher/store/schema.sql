@@ -55,7 +55,9 @@ CREATE TABLE outcomes (
   code       TEXT,
   message    TEXT,
   line       BLOB,                                   -- the row in the Batch input form, to run it again
+  finish     TEXT CHECK (finish IN ('length', 'content_filter')),  -- why an answer ended early; NULL: it did not
   CHECK ((state = 'done') = (code IS NULL)),
   CHECK (state <> 'done' OR (attempt IS NOT NULL AND status IS NOT NULL AND body IS NOT NULL)),
-  CHECK ((code IS NULL) = (message IS NULL))
+  CHECK ((code IS NULL) = (message IS NULL)),
+  CHECK (finish IS NULL OR state = 'done')
 ) STRICT;

@@ -9,7 +9,7 @@ import pytest
 KEYS = [
     *("rows", "succeeded", "failed", "in_doubt", "pending", "already_done", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "cost_usd", "in_doubt_cost_usd_max", "elapsed_s", "stopped"),
-    "by_model",
+    *("by_model", "by_error", "truncated", "filtered"),
 ]
 SECRET = "sk-distinctive-4711"
 

@@ -43,11 +43,11 @@ def settled(number, billed, cost=0, tokens=(0, 0, 0), status=200):
     )
 
 
-def ended(number, state):
+def ended(number, state, code="c", finish=None):
     done = state == "done"
     return (
-        "INSERT INTO outcomes VALUES (?, ?, 1, 200, NULL, x'7b7d', ?, ?, NULL)",
-        (number, state, None if done else "c", None if done else "m"),
+        "INSERT INTO outcomes VALUES (?, ?, 1, 200, NULL, x'7b7d', ?, ?, NULL, ?)",
+        (number, state, None if done else code, None if done else "m", finish),
     )
 
 
@@ -69,6 +69,25 @@ def test_rows_are_counted_by_their_end_as_long_as_they_are_in_the_file(path):
     contents = reader.read(path)
     assert (contents.done, contents.refused, contents.exhausted, contents.in_doubt) == (2, 1, 1, 1)
     assert contents.ended == 5
+
+
+def test_failures_are_counted_by_their_code_and_answers_that_ended_early_by_why(path):
+    rows = [row(number, number) for number in range(1, 10)]
+    ends = [
+        ended(1, "done"),
+        ended(2, "done", finish="length"),
+        ended(3, "done", finish="content_filter"),
+        ended(4, "done", finish="length"),
+        ended(5, "refused", "content_filter"),
+        ended(6, "exhausted", "server_error"),
+        ended(7, "in_doubt", "server_error"),
+        ended(8, "refused", "length"),
+    ]
+    write(path, *rows, *ends)
+    contents = reader.read(path)
+    assert (contents.done, contents.truncated, contents.filtered) == (4, 2, 1)
+    assert contents.by_error == {"server_error": 2, "content_filter": 1, "length": 1}
+    assert next(iter(contents.by_error)) == "server_error"
 
 
 def test_the_bill_adds_up_per_model(path):

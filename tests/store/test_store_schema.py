@@ -60,7 +60,7 @@ def test_every_statement_is_used():
         ("attach_rows", 3, None),
         ("insert_settlements", 11, None),
         ("insert_attempts", 8, None),
-        ("insert_outcomes", 9, None),
+        ("insert_outcomes", 10, None),
     ],
 )
 def test_a_list_of_values_is_repeated(db, name, values, ending):
@@ -120,6 +120,7 @@ DONE = {
     "code": None,
     "message": None,
     "line": None,
+    "finish": None,
 }
 REFUSED = {
     **DONE,
@@ -145,6 +146,8 @@ LEGAL = [
     ("settlements", FAILURE, {"billed": "no"}),
     ("settlements", FAILURE, {"billed": "yes", "cost_pico_usd": 9}),
     ("outcomes", DONE, {}),
+    ("outcomes", DONE, {"finish": "length"}),
+    ("outcomes", DONE, {"finish": "content_filter"}),
     ("outcomes", REFUSED, {}),
     ("outcomes", REFUSED, {"state": "exhausted", "attempt": 1, "status": 500, "body": b"x", "line": b"y"}),
     ("outcomes", REFUSED, {"state": "in_doubt", "attempt": 1}),
@@ -179,6 +182,8 @@ ILLEGAL = [
     ("outcomes", DONE, {"state": "pending"}),
     ("outcomes", DONE, {"code": "c", "message": "m"}),  # an answer has no error
     ("outcomes", DONE, {"attempt": None}),
+    ("outcomes", DONE, {"finish": "stop"}),
+    ("outcomes", REFUSED, {"finish": "length"}),  # only an answer ends early
     ("outcomes", DONE, {"status": None}),
     ("outcomes", DONE, {"body": None}),
     ("outcomes", REFUSED, {"code": None, "message": None}),  # a failure has one
