@@ -188,15 +188,15 @@ def review(number, chance):
     return {"custom_id": f"review-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
+def review_lines(count, seed=0):
+    chance = random.Random(seed)
+    return [review(number, chance) for number in range(count)]
+
+
 @pytest.fixture
 def reviews():
     """Return a function that makes the lines of a job, the same each time, as objects."""
-
-    def make(count, seed=0):
-        chance = random.Random(seed)
-        return [review(number, chance) for number in range(count)]
-
-    return make
+    return review_lines
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ class Faults:
     """Draws a fault for a request by its name and by how often that name has been seen.
 
     Of the shares the draw depends on nothing else, so the same requests meet the same faults in whatever
-    order, and over however many connections, they come. A script also looks at when a request comes.
+    order, and over however many connections, they come. A script also looks at when a request comes; what it
+    decides is no occurrence for the shares, which so stay the same whatever the script catches.
     """
 
     def __init__(self, shares: Mapping[str, float], script: Sequence[Scheduled], seed: int) -> None:
@@ -24,32 +25,36 @@ class Faults:
         self._script = script
         self._seed = seed
         # By the 64-bit hash of the name: the names would be most of the memory of a long run.
-        self._seen: dict[int, int] = {}
+        self._seen_by_shares: dict[int, int] = {}
+        self._seen_by_script: dict[int, int] = {}
 
-    def draw(self, name: str | bytes, number: int, passed_s: float) -> Fault | None:
-        """Return what the next occurrence of this request meets; `happened` moves on to the one after.
+    def draw(self, name: str | bytes, number: int, passed_s: float) -> tuple[Fault | None, bool]:
+        """Return what the next occurrence of this request meets, and whether the script decides it.
 
-        It is the server's `number`th request, `passed_s` after the first.
+        It is the server's `number`th request, `passed_s` after the first. `happened` moves on to the next.
         """
         text = name.encode() if isinstance(name, str) else name
-        seen = self._seen.get(hash(name), 0)
+        seen = self._seen_by_script.get(hash(name), 0)
         for place, line in enumerate(self._script):
             # Each line has a draw of its own: two with half of the requests are not the same half.
             if _is_on(line, number, passed_s) and (
                 line.share == 1 or chance(self._seed, b"script %d" % place, text, seen) < line.share
             ):
-                return SCRIPTABLE[line.fault]
+                return SCRIPTABLE[line.fault], True
         if self._steps:
-            drawn = chance(self._seed, b"fault", text, seen)
+            drawn = chance(self._seed, b"fault", text, self._seen_by_shares.get(hash(name), 0))
             for total, fault in self._steps:
                 if drawn < total:
-                    return fault
-        return None
+                    return fault, False
+        return None, False
 
-    def happened(self, name: str | bytes) -> None:
+    def happened(self, name: str | bytes, *, by_script: bool) -> None:
         """Count one occurrence of this request."""
         number = hash(name)
-        self._seen[number] = self._seen.get(number, 0) + 1
+        if self._script:
+            self._seen_by_script[number] = self._seen_by_script.get(number, 0) + 1
+        if not by_script:
+            self._seen_by_shares[number] = self._seen_by_shares.get(number, 0) + 1
 
 
 def _is_on(line: Scheduled, number: int, passed_s: float) -> bool:

@@ -112,7 +112,9 @@ class Service:
 
     def count(self, work: Work, now: float) -> None:
         """Decide what becomes of the request, do its work and bill it."""
-        fault = self._faults.draw(work.name, work.number, now - self._began_s) if self._faulty else None
+        fault, by_script = None, False
+        if self._faulty:
+            fault, by_script = self._faults.draw(work.name, work.number, now - self._began_s)
         works = fault is None or fault.works
         if self._quota is not None and works and not work.replay and self._ledger.billed >= self._quota:
             self._turn_away(work, OUT_OF_QUOTA, b"")
@@ -130,7 +132,7 @@ class Service:
                     return
             lines = limits.headers(now)
         if self._faulty:
-            self._faults.happened(work.name)
+            self._faults.happened(work.name, by_script=by_script)
         if fault:
             self._ledger.faults[fault.name] += 1
             work.fault = fault

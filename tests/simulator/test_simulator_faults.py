@@ -308,8 +308,8 @@ def test_a_draw_depends_on_the_seed_the_name_and_how_often_it_was_seen():
         faults = Faults(shares, (), seed)
         met = {}
         for name in order:
-            fault = faults.draw(name, 1, 0.0)
-            faults.happened(name)
+            fault, by_script = faults.draw(name, 1, 0.0)
+            faults.happened(name, by_script=by_script)
             met.setdefault(name, []).append(fault and fault.name)
         return met
 

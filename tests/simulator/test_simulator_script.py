@@ -18,8 +18,24 @@ SLACK_S = 0.02
 
 
 def drawn(script, number=1, passed_s=0.0, name="k", shares=None):
-    fault = Faults(shares or {}, script, seed=0).draw(name, number, passed_s)
+    fault, _by_script = Faults(shares or {}, script, seed=0).draw(name, number, passed_s)
     return fault and fault.name
+
+
+def test_what_the_script_decides_is_no_occurrence_for_the_shares():
+    def met(script):
+        faults, names = Faults({"500": 0.5}, script, seed=0), []
+        for second in range(40):
+            fault, by_script = faults.draw("k", second + 1, second)
+            faults.happened("k", by_script=by_script)
+            names += [fault and fault.name] * (not by_script)
+        return names
+
+    undisturbed = met(())
+    disturbed = met([Scheduled(fault="503", at_s=5, for_s=10)])
+    assert len(disturbed) == 30
+    assert disturbed == undisturbed[:30]
+    assert {None, "500"} == set(disturbed)
 
 
 def test_seconds_begin_with_theirs_and_end_before_theirs():

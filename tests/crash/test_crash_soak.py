@@ -1,0 +1,11 @@
+"""Every fault, an outage, and a rate limit or none: each row ends the same way (see `tests.soak`)."""
+
+from tests.soak import check, soak
+
+
+def test_every_row_ends_for_its_own_reasons_whatever_the_server_does(tmp_path):
+    free = soak(tmp_path / "free", rows=400, outage_s=2.0, seed=3)
+    check(free, 400)
+    limited = soak(tmp_path / "limited", rows=400, outage_s=2.0, seed=3, rpm=3000)
+    check(limited, 400)
+    assert limited.ends == free.ends
