@@ -186,6 +186,25 @@ def test_any_bytes_are_rows_and_their_count_is_known_beforehand(tmp_path_factory
 # --- compression
 
 
+@settings(max_examples=60)
+@given(st.sampled_from([".gz", ".zst"]), st.integers(0, 400), st.binary(max_size=4), st.integers(0, 4))
+def test_whatever_became_of_a_compressed_file_it_is_rows_or_one_error(tmp_path_factory, suffix, at, put, cut):
+    """What comes before the damage is rows, and what was put in makes none of them up."""
+    whole = b"\n".join(named(f"r{number}") for number in range(200))
+    packed = gzip.compress(whole, mtime=0) if suffix == ".gz" else zstandard.compress(whole)
+    at = min(at, len(packed))
+    path = tmp_path_factory.getbasetemp() / f"any.jsonl{suffix}"
+    path.write_bytes(packed[:at] + put + packed[at + cut :])
+    groups, error = anyio.run(read, Source(str(path)), requests())
+    rows = [item for group in groups for item in group]
+    assert error is not None or rows
+    if packed == path.read_bytes():
+        assert (len(rows), error) == (200, None)
+    if error is not None:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+
+
 def gz(data, path):
     path.write_bytes(gzip.compress(data))
 

@@ -129,7 +129,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
     metavar="SECONDS",
     default="30m",
     show_default=True,
-    help="Stop when nothing has answered for so long.",
+    help="Stop when no row has ended for so long, and something stands in the way.",
 )
 @click.option(
     "--grace",

@@ -6,6 +6,7 @@ ends that has no length, what a closed connection means, and whether the connect
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable
 from typing import cast
 
@@ -15,6 +16,11 @@ from batcher.request import Claimed, Landed, Lost, Reply
 
 #: How much of the server's own idle limit we use. uvicorn closes after 5 s; the rest is for the way there.
 IDLE_SHARE = 0.8
+
+#: A larger reply is no answer, in bytes: the largest of OpenAI (2,048 vectors as text) are half of it.
+MAX_REPLY_BYTES = 256_000_000
+#: What a body begins with that is packed (RFC 1952), as some gateways send it though nobody asked for it.
+_GZIP = b"\x1f\x8b"
 
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
@@ -43,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_reusable",
         "_sent_at",
+        "_size",
         "_transport",
         "_where",
         "deadline",
@@ -82,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head: tuple[tuple[bytes, bytes], ...] | None = None
         self._body: list[bytes] = []
+        self._size = 0
 
     # what the owner calls
 
@@ -191,6 +199,7 @@ class Connection(asyncio.Protocol):
         self._headers = []
         self._head = None
         self._body = []
+        self._size = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header, or one trailer, which is then left out."""
@@ -203,6 +212,10 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
         self._body.append(data)
+        self._size += len(data)
+        if self._size > MAX_REPLY_BYTES and self._future is not None:
+            self._reusable = False
+            self.lose("protocol", f"{self._where} sent a reply of more than {MAX_REPLY_BYTES} bytes")
 
     def on_message_complete(self) -> None:
         """End a reply; interim ones (1xx) are skipped."""
@@ -225,7 +238,7 @@ class Connection(asyncio.Protocol):
             self._fresh = False
             self._lower_idle_limit(head)
         if not future.done():
-            body = b"".join(self._body)
+            body = _unpacked(b"".join(self._body))
             # An answer is kept as it was sent; only errors quote what they were asked with.
             future.set_result(
                 Reply(status, head, body if status < 300 else self._mask(body), self._sent_at, now)
@@ -247,6 +260,18 @@ class Connection(asyncio.Protocol):
             self.lose("cut_off", f"{self._where} closed the connection in the middle of its reply")
         else:
             self.lose("reset", f"{self._where} closed the connection before it replied")
+
+
+def _unpacked(body: bytes) -> bytes:
+    """Undo gzip; what is broken, or grows beyond all measure, stays as it is and is no answer."""
+    if not body.startswith(_GZIP):
+        return body
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        text = unpacker.decompress(body, MAX_REPLY_BYTES)
+    except zlib.error:
+        return body
+    return text if unpacker.eof else body
 
 
 def _has_length(head: tuple[tuple[bytes, bytes], ...]) -> bool:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gzip
 import logging
 import ssl
 
 import pytest
 import trustme
 
+import batcher.transport.connection
 import batcher.transport.wire
 from batcher.clock import SystemClock
 from batcher.errors import ConfigurationError
@@ -92,6 +94,40 @@ async def test_a_body_without_a_length_ends_with_the_connection():
     replies, server = await exchange(answer, times=2)
     assert [reply.body for reply in replies] == [b"hello world"] * 2
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad"])
+async def test_a_body_that_is_packed_though_nobody_asked_is_unpacked_and_masked(status):
+    packed = gzip.compress(b'{"said": "sk-credential-1"}')
+    reply = b"HTTP/1.1 %b\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % (status, len(packed))
+    headers = {"Authorization": "Bearer sk-credential-1"}
+    async with serving(answering(reply + packed)) as server, wire_to(server.port, headers=headers) as wire:
+        got = await wire.send(claimed(), nothing)
+    assert got.body == (b'{"said": "sk-credential-1"}' if got.status == 200 else b'{"said": "***"}')
+
+
+@pytest.mark.parametrize("broken", [b"\x1f\x8b", b"\x1f\x8bgarbage", gzip.compress(b"hello")[:-4]])
+async def test_a_packed_body_that_is_broken_stays_as_it_is(broken):
+    replies, _ = await exchange(answering(ok(broken)))
+    assert replies[0].body == broken
+
+
+async def test_a_body_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(batcher.transport.connection, "MAX_REPLY_BYTES", 100_000)
+
+    async def answer(talk):
+        await talk.request()
+        await talk.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await talk.write(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+
+    replies, _ = await exchange(answer)
+    assert isinstance(replies[0], Lost)
+    assert (replies[0].left, replies[0].kind) == (True, "protocol")
+    assert "more than 100000 bytes" in replies[0].reason
+    bomb = gzip.compress(b" " * 200_000)
+    replies, _ = await exchange(answering(ok(bomb)))
+    assert replies[0].body == bomb
 
 
 async def test_a_large_body_goes_and_comes_whole():
