@@ -63,6 +63,8 @@ class Health:
 
     def _answer(self) -> None:
         """Note a reply that the endpoint itself has made, whatever it says."""
+        if not (self._in_a_row or self._down):
+            return
         if self._holds >= TOLD:
             self.notices.append("the server answers again")
         self._down = False
@@ -82,15 +84,16 @@ class Health:
 
         `left` is how many requests are not ended, if no more will come.
         """
-        until = endpoint_hold(verdict)
-        if until is not None and not isinstance(verdict, Done):
-            self._hold(until, verdict.message, now)
-        if isinstance(verdict, Halt):
-            return Stop(verdict.error, verdict.message)
         if isinstance(verdict, Done):
             self._found = True
-            self._absent.clear()
-        if isinstance(verdict, Done) or (isinstance(verdict, Fail) and until is None):
+            self._stalled_since = None
+            return None
+        if isinstance(verdict, Halt):
+            return Stop(verdict.error, verdict.message)
+        until = endpoint_hold(verdict)
+        if until is not None:
+            self._hold(until, verdict.message, now)
+        elif isinstance(verdict, Fail):
             self._stalled_since = None
             return None
         self._trouble = verdict.message

@@ -1,7 +1,7 @@
 """What a reply says, read from its bytes: an answer, or an error. What either means is judged elsewhere."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -157,10 +157,26 @@ def _until_date_s(value: str, date: str | None) -> float:
 # --- answers
 
 
-class _Choice(msgspec.Struct, gc=False):
+class _Message(msgspec.Struct, gc=False):
+    """An object, whatever it holds."""
+
+
+class _ChatChoice(msgspec.Struct, gc=False):
     finish_reason: Any = None
-    message: msgspec.Raw = msgspec.Raw()
-    text: msgspec.Raw = msgspec.Raw()
+    message: _Message | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.message is None
+
+
+class _TextChoice(msgspec.Struct, gc=False):
+    finish_reason: Any = None
+    text: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.text is None
 
 
 class _Billed(msgspec.Struct, gc=False, kw_only=True):
@@ -168,8 +184,12 @@ class _Billed(msgspec.Struct, gc=False, kw_only=True):
     service_tier: str | None = None
 
 
+class _Chat(_Billed, gc=False):
+    choices: Annotated[list[_ChatChoice], msgspec.Meta(min_length=1)]
+
+
 class _Completion(_Billed, gc=False):
-    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    choices: Annotated[list[_TextChoice], msgspec.Meta(min_length=1)]
 
 
 class _Response(_Billed, gc=False):
@@ -191,11 +211,11 @@ class _Moderations(_Billed, gc=False):
     results: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 
 
-_Success: TypeAlias = _Completion | _Response | _Embeddings | _Moderations
+_Success: TypeAlias = _Chat | _Completion | _Response | _Embeddings | _Moderations
 
 #: What a success must hold, per endpoint: decoding checks the whole of it and builds only these few fields.
 _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
-    "/v1/chat/completions": msgspec.json.Decoder(_Completion),
+    "/v1/chat/completions": msgspec.json.Decoder(_Chat),
     "/v1/completions": msgspec.json.Decoder(_Completion),
     "/v1/responses": msgspec.json.Decoder(_Response),
     "/v1/embeddings": msgspec.json.Decoder(_Embeddings),
@@ -252,8 +272,8 @@ def _decode(path: str, body: bytes) -> _Success:
 
 def _finish(request: Request, success: _Success) -> Finish | None:
     """Say why an answer ended early, if it did; `_NoAnswerError` where it lacks what its endpoint gives."""
-    if isinstance(success, _Completion):
-        return _finish_of_choices(success.choices, request.path)
+    if isinstance(success, _Chat | _Completion):
+        return _finish_of_choices(success.choices)
     if isinstance(success, _Response):
         return _finish_of_response(success)
     if isinstance(success, _Embeddings):
@@ -261,17 +281,15 @@ def _finish(request: Request, success: _Success) -> Finish | None:
     return None
 
 
-def _finish_of_choices(choices: list[_Choice], path: str) -> Finish | None:
+def _finish_of_choices(choices: Sequence[_ChatChoice | _TextChoice]) -> Finish | None:
     finish: Finish | None = None
-    of_text = path == "/v1/completions"
     for choice in choices:
-        given = bytes(memoryview(choice.text if of_text else choice.message)[:1])
         reason = choice.finish_reason
         if reason == "content_filter":
             finish = "content_filter"
         elif reason == "error":
             raise _NoAnswerError("error", "a choice that ended in an error")
-        elif given != (b'"' if of_text else b"{"):
+        elif choice.is_empty:
             raise _NoAnswerError("invalid", "a choice without its message or text")
         elif reason == "length" and finish is None:
             finish = "length"

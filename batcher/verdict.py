@@ -5,7 +5,6 @@ message, which servers change at will.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, assert_never
 
 import msgspec
@@ -110,8 +109,7 @@ _BY_MATCH: Mapping[_Match, Rule] = {(each.status, each.code, each.asks, each.bar
 _BY_CODE: Mapping[str, Rule] = {rule.code: rule for rule in TABLE if rule.code is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, gc=False):
     """What the user decided about failures."""
 
     #: So many charged attempts, and the row fails.
@@ -120,8 +118,7 @@ class Policy:
     at_most_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """How things stand when an attempt has landed."""
 
     #: Holds of its pool, or of the endpoint, since something last succeeded: the backoff grows with them.
