@@ -34,6 +34,9 @@ class Health:
         #: How many attempts were lost since the last reply, and when the first of them was.
         self._in_a_row = 0
         self._since = 0.0
+        #: Whose attempts these were; and whose were lost and then others answered.
+        self._lost: set[str] = set()
+        self._suspects: set[str] = set()
         #: Holds since it last answered, and the end of the last one.
         self._holds = 0
         self._held_until = float("-inf")
@@ -43,14 +46,17 @@ class Health:
         #: What whoever watches the run should know, a line each, oldest first.
         self.notices: deque[str] = deque(maxlen=100)
 
-    def standing(self, landed: Landed, *, pool_holds: int, probe: bool, all_tried: bool) -> Standing:
-        """Note that an attempt has landed, and say how things stand.
+    def standing(
+        self, key: str, landed: Landed, *, pool_holds: int, probe: bool, left: int, all_tried: bool
+    ) -> Standing:
+        """Note that an attempt of the request with this key has landed, and say how things stand.
 
-        `all_tried` says that every request that is left has failed before, and that no more will come.
+        `left` is how many requests are not ended; `all_tried` says that each of them has failed before, and
+        that no more will come.
         """
         lost = blames_endpoint(landed)
         if lost:
-            self._lose(landed)
+            self._lose(key, landed)
         elif isinstance(landed, Reply):
             self._answer()
         return Standing(
@@ -59,6 +65,7 @@ class Health:
             down=self._down,
             found=self._found,
             tail=self._found and all_tried,
+            suspect=self._found and all_tried and (left == 1 or key in self._suspects),
         )
 
     def _answer(self) -> None:
@@ -69,9 +76,13 @@ class Health:
             self.notices.append("the server answers again")
         self._down = False
         self._in_a_row = self._holds = 0
+        # Others are answered where these were lost: it may be them.
+        self._suspects |= self._lost
+        self._lost.clear()
 
-    def _lose(self, landed: Landed) -> None:
+    def _lose(self, key: str, landed: Landed) -> None:
         """Note an attempt that failed as it would if the endpoint were down."""
+        self._lost.add(key)
         self._in_a_row += 1
         if self._in_a_row == 1:
             self._since = landed.ended_at
@@ -84,6 +95,8 @@ class Health:
 
         `left` is how many requests are not ended, if no more will come.
         """
+        if isinstance(verdict, Done | Fail) and self._suspects:
+            self._suspects.discard(claimed.request.key)
         if isinstance(verdict, Done):
             self._found = True
             self._stalled_since = None

@@ -278,8 +278,7 @@ class Loop:
         """Start the minute of a reservation: the request is on its way."""
         lane = self._lanes[claimed.request.pool]
         lane.pool.sent((claimed.request.tokens,), self._clock.now())
-        # A window that was full of what had not left yet knows now when it opens.
-        lane.bell.ring()
+        lane.bell.ring()  # a window that was full of what had not left yet knows now when it opens
 
     # --- settle
 
@@ -298,9 +297,11 @@ class Loop:
     def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
         self._untried -= claimed.number == 1
         standing = self._parts.health.standing(
+            claimed.request.key,
             landed,
             pool_holds=self._lanes[claimed.request.pool].pool.holds,
             probe=claimed.id in self._probes,
+            left=self._outstanding,
             all_tried=self._fed and self._untried == 0,
         )
         return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, standing)

@@ -132,6 +132,9 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     #: Whether all that is left has failed before, in a run that has had successes: then nothing else can show
     #: whether it is the rows' own doing, and they go first in turn until each has spent its attempts.
     tail: bool = False
+    #: Whether in such a tail it was lost where others were answered, or is the only one left: then it is
+    #: charged for going first in vain even while the endpoint looks down.
+    suspect: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
@@ -335,7 +338,7 @@ def _again(facts: _Facts, said: Complaint, case: _Case) -> Verdict:
 def _hold(scope: Scope, facts: _Facts, said: Complaint, case: _Case) -> Verdict:
     """Hold everything, free of charge, and let another one go first: this one may be to blame."""
     standing = case.standing
-    charged = standing.tail and standing.probe
+    charged = standing.suspect and standing.probe
     if charged and case.claimed.charged + 1 >= case.policy.max_attempts:
         return _exhausted(facts, said, case)
     until = _hold_until(said, case)

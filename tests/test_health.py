@@ -28,8 +28,8 @@ def answered(now, status=200):
     return Reply(status, (), b"{}", now, now)
 
 
-def standing(health, landed, pool_holds=0, all_tried=False):
-    return health.standing(landed, pool_holds=pool_holds, probe=False, all_tried=all_tried)
+def standing(health, landed, pool_holds=0, all_tried=False, key="a", left=9):
+    return health.standing(key, landed, pool_holds=pool_holds, probe=False, left=left, all_tried=all_tried)
 
 
 def stuck(message="m"):
@@ -84,6 +84,26 @@ def test_the_tail_begins_when_all_that_is_left_has_failed_before_and_others_have
     health.learn(DONE, claimed("x"), None, 1.0)
     assert standing(health, lost(0.0, 1.0), all_tried=True).tail
     assert not standing(health, lost(0.0, 1.0)).tail
+
+
+def test_in_the_tail_whose_attempt_was_lost_where_others_were_answered_is_suspect():
+    health = Health(1800.0)
+    health.learn(DONE, claimed("x"), None, 0.0)
+    standing(health, lost(0.0, 1.0), key="bad")
+    standing(health, answered(2.0), key="x")
+    standing(health, lost(2.0, 3.0), key="good")
+    for key, suspect in (("bad", True), ("good", False)):
+        assert standing(health, lost(4.0, 5.0), key=key, all_tried=True).suspect is suspect
+        assert not standing(health, lost(4.0, 5.0), key=key).suspect
+    health.learn(FAIL, claimed("bad"), None, 6.0)
+    assert not standing(health, lost(6.0, 7.0), key="bad", all_tried=True).suspect
+
+
+def test_the_only_one_that_is_left_is_suspect():
+    health = Health(1800.0)
+    assert not standing(health, lost(0.0, 1.0), all_tried=True, left=1).suspect
+    health.learn(DONE, claimed("x"), None, 1.0)
+    assert standing(health, lost(2.0, 3.0), all_tried=True, left=1).suspect
 
 
 def test_our_own_stop_says_nothing():

@@ -512,18 +512,18 @@ GONE = [loss("reset"), loss("timeout", after_s=30.0), refusal(502), refusal(503)
 
 
 @pytest.mark.parametrize("gone", GONE)
-@pytest.mark.parametrize("slots", [1, 8, 400])
+@pytest.mark.parametrize("slots", [1, 400])
 def test_an_endpoint_that_is_down_costs_the_rows_nothing(setting, gone, slots):
     """Ten minutes of it, and two attempts: what was in flight at its start may spend one, and no more."""
 
     def server(claimed, now):
-        return (gone if 5 <= now < 605 else answer)(claimed, now)
+        return (gone if 1 <= now < 601 else answer)(claimed, now)
 
-    ran = go(setting, answer=server, names=names(800), max_attempts=2, slots=slots)
+    ran = go(setting, answer=server, names=names(250), max_attempts=2, slots=slots)
     assert ran.stopped is None
     assert set(ran.states.values()) == {"done"}
     # and it is left in peace meanwhile: 16 in a row, or a second wave, and then one now and then
-    tried = [each for each in ran.transport.exchanges if 5 <= each.sent_at < 605]
+    tried = [each for each in ran.transport.exchanges if 1 <= each.sent_at < 601]
     assert len(tried) < 400 + 60
     late = [each for each in tried if each.sent_at > 100]
     assert len(late) < 40
@@ -549,14 +549,14 @@ def test_a_server_that_asks_for_more_patience_than_there_is_ends_the_run(setting
 
 def test_at_most_once_an_outage_puts_few_rows_in_doubt(setting):
     def server(claimed, now):
-        return (refusal(502) if 5 <= now < 605 else answer)(claimed, now)
+        return (refusal(502) if 1 <= now < 601 else answer)(claimed, now)
 
-    ran = go(setting, answer=server, names=names(800), at_most_once=True)
+    ran = go(setting, answer=server, names=names(250), at_most_once=True)
     assert ran.stopped is None
     counts = Counter(ran.states.values())
     assert set(counts) == {"done", "in_doubt"}
     assert counts["in_doubt"] < 60
-    assert Counter(ran.sent) == dict.fromkeys(names(800), 1)
+    assert Counter(ran.sent) == dict.fromkeys(names(250), 1)
 
 
 @pytest.mark.parametrize("fault", [refusal(500), refusal(502), refusal(503), loss("reset")])
@@ -566,17 +566,17 @@ def test_where_half_of_the_replies_fail_every_row_is_done_with_enough_attempts(s
     def server(claimed, now):
         return (fault if faults.chance() < 0.5 else answer)(claimed, now)
 
-    ran = go(setting, answer=server, names=names(400), max_attempts=20)
+    ran = go(setting, answer=server, names=names(200), max_attempts=20)
     assert ran.stopped is None
     assert set(ran.states.values()) == {"done"}
-    assert 700 < len(ran.sent) < 900
+    assert 330 < len(ran.sent) < 470
     # it may be taken for an outage, but never for long
     assert ran.clock.now() < 400
 
 
 @pytest.mark.parametrize("fault", [refusal(502), loss("reset")])
 @pytest.mark.parametrize("slots", [1, 8])
-@pytest.mark.parametrize("bad", [("r1",), ("r20",), ("r1", "r2"), ("r19", "r20"), ("r5", "r6", "r7", "r20")])
+@pytest.mark.parametrize("bad", [("r1",), ("r20",), ("r1", "r2"), ("r5", "r6", "r7", "r20")])
 def test_rows_that_are_lost_each_time_fail_and_the_others_are_done(setting, fault, slots, bad):
     def server(claimed, now):
         return (fault if name_of(claimed) in bad else answer)(claimed, now)
@@ -587,6 +587,26 @@ def test_rows_that_are_lost_each_time_fail_and_the_others_are_done(setting, faul
     assert set(ran.states.values()) == {"done", "exhausted"}
     # at the end nothing shows whether it is the rows or the server: they go one at a time, ever more rarely
     assert ran.clock.now() < 1800
+
+
+def test_two_last_rows_that_nothing_tells_from_an_outage_are_held_as_one(setting):
+    def server(claimed, now):
+        return (refusal(502) if name_of(claimed) in ("r19", "r20") else answer)(claimed, now)
+
+    ran = go(setting, answer=server, slots=1)
+    assert ran.stopped.kind == "stall"
+    assert Counter(ran.states.values()) == {"done": 18, None: 2}
+
+
+@pytest.mark.parametrize("gone", [refusal(502), loss("reset")])
+@pytest.mark.parametrize("left", [2, 8])
+def test_an_outage_at_the_end_costs_the_rows_nothing_either(setting, gone, left):
+    def server(claimed, now):
+        return (gone if 0.4 <= now < 600 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(16 + left), slots=8)
+    assert ran.stopped is None
+    assert set(ran.states.values()) == {"done"}
 
 
 @pytest.mark.parametrize("slots", [1, 8])
@@ -604,16 +624,16 @@ def test_rows_that_are_always_refused_for_rate_fail_and_the_others_are_done(sett
     assert ran.clock.now() < 900
 
 
-@pytest.mark.parametrize("slots", [1, 8, 400])
+@pytest.mark.parametrize("slots", [1, 400])
 @pytest.mark.parametrize("wait_s", [None, 0.02])
-@pytest.mark.parametrize("fails_at", [0.0, 5.0])
+@pytest.mark.parametrize("fails_at", [0.0, 1.0])
 def test_a_server_that_only_refuses_for_rate_for_a_while_fails_no_row(setting, slots, wait_s, fails_at):
     def server(claimed, now):
         if fails_at <= now < fails_at + 600:
             return refusal(429, retry_after_s=wait_s)(claimed, now)
         return answer(claimed, now)
 
-    ran = go(setting, answer=server, names=names(200), slots=slots)
+    ran = go(setting, answer=server, names=names(100), slots=slots)
     assert ran.stopped is None
     assert set(ran.states.values()) == {"done"}
 

@@ -323,7 +323,10 @@ def test_it_fails_if_others_get_through_meanwhile_and_it_is_refused_again():
     assert got.message.startswith("3 attempts, the last: the rate limit is reached")
 
 
-TAIL = {"policy": Policy(max_attempts=3), "standing": Standing(holds=4, probe=True, down=True, tail=True)}
+TAIL = {
+    "policy": Policy(max_attempts=3),
+    "standing": Standing(holds=4, probe=True, down=True, tail=True, suspect=True),
+}
 
 
 @pytest.mark.parametrize("landed", [reply(429), reply(502), LEFT])
@@ -787,6 +790,7 @@ statuses = st.sampled_from([200, 400, 401, 429, 500, 503]) | st.integers(0, 1000
         down=st.booleans(),
         found=st.booleans(),
         tail=st.booleans(),
+        suspect=st.booleans(),
     ),
     st.integers(0, 2),
 )
