@@ -7,6 +7,11 @@ to do; the command prints it and nothing else.
 from typing import ClassVar
 
 
+def one_line(text: str) -> str:
+    """Show control characters as escapes: file names and servers may hold any, and a message is one line."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class BatcherError(Exception):
     """Something that batcher can name went wrong: read the message, it says what to do."""
 

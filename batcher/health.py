@@ -11,6 +11,9 @@ from batcher.verdict import Again, Done, Fail, Halt, Hold, Standing, Verdict, bl
 IN_A_ROW: Final = 16
 #: So many requests that are all not found, and nothing else: the address is wrong, not the rows.
 ALL_ABSENT: Final = 100
+#: If so few are left, what looks like an outage may be these rows; so long it costs them nothing, in seconds.
+FEW: Final = 5
+TAIL_PATIENCE_S: Final = 30.0
 #: An outage is told when so many probes have failed: most end before.
 TOLD: Final = 2
 #: A pause of a pool that is longer than this is told, in seconds.
@@ -40,6 +43,8 @@ class Health:
         #: Holds since it last answered, and the end of the last one.
         self._holds = 0
         self._held_until = float("-inf")
+        #: The end of the last hold of a pool.
+        self._pool_until = float("-inf")
         self._absent: set[str] = set()
         self._stalled_since: float | None = None
         self._trouble = ""
@@ -65,8 +70,14 @@ class Health:
             down=self._down,
             found=self._found,
             tail=self._found and all_tried,
-            suspect=self._found and all_tried and (left == 1 or key in self._suspects),
+            suspect=self._found and all_tried and self._are_suspect(left, landed.ended_at),
         )
+
+    def _are_suspect(self, left: int, now: float) -> bool:
+        """Say whether the requests that are left are to blame, rather than the endpoint."""
+        if len(self._suspects) >= left:
+            return True
+        return left <= FEW and self._in_a_row > 0 and now - self._since > TAIL_PATIENCE_S
 
     def _answer(self) -> None:
         """Note a reply that the endpoint itself has made, whatever it says."""
@@ -99,7 +110,7 @@ class Health:
             self._suspects.discard(claimed.request.key)
         if isinstance(verdict, Done):
             self._found = True
-            self._stalled_since = None
+            self._get_on(now)
             return None
         if isinstance(verdict, Halt):
             return Stop(verdict.error, verdict.message)
@@ -107,13 +118,13 @@ class Health:
         if until is not None:
             self._hold(until, verdict.message, now)
         elif isinstance(verdict, Fail):
-            self._stalled_since = None
+            self._get_on(now)
             return None
         self._trouble = verdict.message
         if self._stalled_since is None:
             self._stalled_since = now
-        if isinstance(verdict, Hold) and verdict.scope == "pool" and verdict.until - now > LONG_PAUSE_S:
-            self.notices.append(f"{verdict.message}; the next request goes in {verdict.until - now:.0f} s")
+        if isinstance(verdict, Hold) and verdict.scope == "pool":
+            self._hold_pool(verdict, now)
         if isinstance(verdict, Again) and verdict.error == "not_found" and self._all_absent(claimed, left):
             return Stop("not_found", f"{verdict.message}; no request was answered otherwise")
         return None
@@ -125,6 +136,16 @@ class Health:
             if self._holds == TOLD:
                 self.notices.append(f"{message}; all rows wait, and one request goes first now and then")
         self._held_until = max(self._held_until, until)
+
+    def _hold_pool(self, hold: Hold, now: float) -> None:
+        if hold.until - now > LONG_PAUSE_S and now >= self._pool_until:
+            self.notices.append(f"{hold.message}; the next request goes in {hold.until - now:.0f} s")
+        self._pool_until = max(self._pool_until, hold.until)
+
+    def _get_on(self, now: float) -> None:
+        """Note that a row has ended; what was under way when a hold began may, and then nothing for long."""
+        held = now < max(self._pool_until, self._held_until)
+        self._stalled_since = now if held else None
 
     def _all_absent(self, claimed: Claimed, left: int | None) -> bool:
         """Note a request that found nothing there; say whether all do, so that it is not the rows."""

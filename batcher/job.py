@@ -64,11 +64,20 @@ async def run(job: str | os.PathLike[str], **options: Any) -> Summary:  # noqa: 
 
 
 def environment() -> Mapping[str, str]:
-    """Return the environment, with what `.env` in this folder or above adds to it."""
+    """Return the environment, with what `.env` in this folder or above adds to it.
+
+    Raises:
+        ConfigurationError: that file can't be read.
+    """
     from dotenv import dotenv_values, find_dotenv
 
     file = find_dotenv(usecwd=True)
-    added = {name: value for name, value in dotenv_values(file).items() if value is not None} if file else {}
+    if not Path(file).is_file():
+        return dict(os.environ)
+    try:
+        added = {name: value for name, value in dotenv_values(file).items() if value is not None}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} can't be read: {error}: correct it, or move it away") from error
     return {**added, **os.environ}
 
 
@@ -203,8 +212,12 @@ def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed
     """Write the files from the store, and say how the job stands."""
     contents = reader.read(paths.store)
     if stopped is None or contents.ended <= _WRITE_ON_INTERRUPT:
-        write_results(paths.store, paths.output)
-        write_errors(paths.store, paths.errors)
+        try:
+            write_results(paths.store, paths.output)
+            write_errors(paths.store, paths.errors)
+        except StoreWriteError as error:
+            # What stopped the run before is what to see to first.
+            stopped = stopped or Stop("disk", str(error))
     reason = None if stopped is None else stopped.reason
     return summarise(contents, rows, tally, elapsed_s, reason)
 

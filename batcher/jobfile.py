@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BOM: Final = codecs.BOM_UTF8
 #: So much is read at a time, in bytes.
 _BLOCK_BYTES: Final = 1 << 20
+#: What a file begins with that is compressed.
+_PACKED: Final = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 #: What reading a file raises when it can't be read on.
 UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error)
 #: So much of a `.zst` file is uncompressed at a time, in bytes: little, since it may grow many times over.
@@ -62,6 +64,9 @@ def _check_rows(name: str, file: io.BufferedReader) -> None:
     # `read1` gives what comes before a break, where `read` would give nothing of it.
     block = file.read1(_BLOCK_BYTES)
     refuse_utf16(name, block)
+    for suffix, magic in _PACKED.items():
+        if block.startswith(magic):
+            raise JobFileError(f"{name} is compressed: give it a name that ends in {suffix}")
     block = block.removeprefix(BOM)
     while not block.strip():
         block = file.read1(_BLOCK_BYTES)

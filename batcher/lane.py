@@ -1,6 +1,6 @@
 """A rate budget with what waits for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from batcher.bell import Bell
@@ -8,6 +8,7 @@ from batcher.limits.pool import Pool
 from batcher.limits.ramp import Ramp
 from batcher.limits.slots import Slots
 from batcher.queue import Queue
+from batcher.request import Try
 
 
 @dataclass(slots=True)
@@ -22,6 +23,22 @@ class Lane:
     bell: Bell = field(default_factory=Bell)
     #: What its admission waits for, if for a time: `requests`, `tokens` or `server`.
     bound: str | None = None
+
+    def ready(self, now: float) -> Iterator[Try]:
+        """Look at what may be sent at `now`, first to last.
+
+        Retries are older. But once a probe was refused what has never been sent goes first: those that were
+        refused may be requests that never fit, and must not keep the others waiting.
+        """
+        return self.queue.ready(now, new_first=self._new_first)
+
+    def take(self, count: int) -> list[Try]:
+        """Take the first `count` of what `ready` showed."""
+        return self.queue.take(count, new_first=self._new_first)
+
+    @property
+    def _new_first(self) -> bool:
+        return self.pool.holds > 1
 
     def could_go(self, now: float) -> bool:
         """Say whether it would take a slot at `now` if it got one."""
@@ -40,7 +57,7 @@ class Lane:
 
     def note_bound(self, now: float) -> None:
         """Note which limit its first request waits for."""
-        head = next(self.queue.ready(now), None)
+        head = next(self.ready(now), None)
         self.bound = None if head is None else self.pool.binding(head.request.tokens, now)
 
 

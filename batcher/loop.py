@@ -209,7 +209,7 @@ class Loop:
     async def _admit(self, lane: Lane) -> None:
         while not self.stopping:
             now = self._clock.now()
-            ready = islice(lane.queue.ready(now), self._share(lane))
+            ready = islice(lane.ready(now), self._share(lane))
             fit = lane.pool.fit((item.request.tokens for item in ready), now)
             if isinstance(fit, Took) and fit.count:
                 await self._claim(lane, fit)
@@ -229,7 +229,7 @@ class Loop:
         return share(lane, self._lanes.values(), self._slots.free, self._clock.now())
 
     async def _claim(self, lane: Lane, took: Took) -> None:
-        tries = lane.queue.take(took.count)
+        tries = lane.take(took.count)
         self._slots.take(took.count)
         lane.held.take(took.count)
         self._parts.tally.in_flight += took.count
@@ -244,7 +244,7 @@ class Loop:
 
     async def _refuse(self, lane: Lane, maximum: int) -> None:
         """End a request that no wait will let through."""
-        (item,) = lane.queue.take(1)
+        (item,) = lane.take(1)
         request = item.request
         self._queued_bytes -= len(request.body)
         message = f"needs {request.tokens} tokens, the limit is {maximum} a minute: raise --tpm or split it"

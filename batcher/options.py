@@ -1,5 +1,6 @@
 """What a run can be told, and where its files are."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -92,9 +93,9 @@ def check_export(paths: "Paths", job: str, *written: Path | None) -> None:
     Raises:
         ConfigurationError: it is one.
     """
-    own = {path.resolve() for path in (Path(job), paths.store, paths.output, paths.errors)}
+    own = {os.path.realpath(path) for path in (Path(job), paths.output, paths.errors, *paths.store_files)}
     for path in written:
-        if path is not None and path.resolve() in own:
+        if path is not None and os.path.realpath(path) in own:
             raise ConfigurationError(f"{path} is a file of this job: name another one")
 
 
@@ -104,6 +105,11 @@ class Paths(msgspec.Struct, frozen=True):
     store: Path
     output: Path
     errors: Path
+
+    @property
+    def store_files(self) -> tuple[Path, ...]:
+        """The store, and what SQLite and the lock keep beside it."""
+        return (self.store, *(Path(f"{self.store}{suffix}") for suffix in ("-wal", "-shm", ".lock")))
 
     @classmethod
     def of(
@@ -123,8 +129,11 @@ class Paths(msgspec.Struct, frozen=True):
             output or Path(f"{base}.results.jsonl"),
             errors or Path(f"{base}.errors.jsonl"),
         )
-        named = [Path(job), paths.store, paths.output, paths.errors]
-        if len({path.resolve() for path in named}) < len(named):
+        # `realpath` takes a name that can't be there as well: a loop of links, or one that is too long.
+        named = [
+            os.path.realpath(path) for path in (Path(job), paths.output, paths.errors, *paths.store_files)
+        ]
+        if len(set(named)) < len(named):
             raise ConfigurationError(
                 f"the job ({job}), the store ({paths.store}), the results ({paths.output}) and the errors "
                 f"({paths.errors}) must be four different files"

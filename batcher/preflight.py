@@ -67,6 +67,9 @@ _LEAST_NUMBER_BYTES: Final = 6.0
 _DIMENSIONS: Final = {"text-embedding-3-large": 3072}
 _LIKELY_DIMENSIONS: Final = 1536
 _LEAST_DIMENSIONS: Final = 8
+#: What asks for more is refused by every server, and must not speak for the other rows.
+_MOST_DIMENSIONS: Final = 16_384
+_MOST_CHOICES: Final = 128
 #: The sample may not speak for the rest of the file: only so much of the rows counts as certain.
 _CERTAIN_SHARE: Final = 0.5
 
@@ -167,7 +170,7 @@ def reply_bytes(url: str, model: str, fields: dict[str, Any]) -> tuple[float, fl
         count = _inputs(fields.get("input"))
         return least + count * at_least, likely + count * probably
     choices = fields.get("n")
-    tokens = _likely_tokens(url, fields) * (choices if type(choices) is int else 1)
+    tokens = _likely_tokens(url, fields) * (min(choices, _MOST_CHOICES) if type(choices) is int else 1)
     if url == "/v1/completions":
         tokens *= _inputs(fields.get("prompt"))
     echoed = 0
@@ -186,7 +189,7 @@ def _likely_tokens(url: str, fields: dict[str, Any]) -> int:
 
 def _vector_bytes(model: str, fields: dict[str, Any]) -> tuple[float, float]:
     given = fields.get("dimensions")
-    asked = given if type(given) is int and given > 0 else None
+    asked = min(given, _MOST_DIMENSIONS) if type(given) is int and given > 0 else None
     likely = asked or _DIMENSIONS.get(model, _LIKELY_DIMENSIONS)
     packed = fields.get("encoding_format") == "base64"
     number, least_number = (_BASE64_NUMBER_BYTES,) * 2 if packed else (_NUMBER_BYTES, _LEAST_NUMBER_BYTES)

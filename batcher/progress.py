@@ -10,6 +10,7 @@ import anyio.to_thread
 from tqdm import tqdm
 
 from batcher.clock import Clock
+from batcher.errors import one_line
 from batcher.loop import Loop
 from batcher.money.cost import PICO_PER_USD
 from batcher.tally import Tally
@@ -83,7 +84,7 @@ class _Line:
     def tell(self, notices: deque[str]) -> None:
         """Print what is to be told, each once, on a line of its own."""
         while notices:
-            self.print(f"batcher: {notices.popleft()}\n")
+            self.print(f"batcher: {one_line(notices.popleft())}\n")
 
     def print(self, text: str) -> None:
         raise NotImplementedError

@@ -36,17 +36,17 @@ class Queue:
             self._arrivals += 1
             heapq.heappush(self._later, (due, self._arrivals, item))
 
-    def ready(self, now: float) -> Iterator[Try]:
+    def ready(self, now: float, *, new_first: bool = False) -> Iterator[Try]:
         """Look at what may be sent at `now`, first to last, without taking it."""
         later = self._later
         while later and later[0][0] <= now:
             self._due.append(heapq.heappop(later)[2])
-        return chain(self._due, self._new)
+        return chain(self._new, self._due) if new_first else chain(self._due, self._new)
 
-    def take(self, count: int) -> list[Try]:
-        """Take the first `count` of what `ready` showed."""
-        due, new = self._due, self._new
-        return [due.popleft() if due else new.popleft() for _ in range(count)]
+    def take(self, count: int, *, new_first: bool = False) -> list[Try]:
+        """Take the first `count` of what `ready` showed, asked in the same way."""
+        first, then = (self._new, self._due) if new_first else (self._due, self._new)
+        return [first.popleft() if first else then.popleft() for _ in range(count)]
 
     @property
     def next_due(self) -> float | None:

@@ -66,6 +66,8 @@ _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 #: it is looked at for that, in bytes.
 _EXCERPT: Final = 200
 _LOOKED_AT: Final = 4000
+#: Of an API error's own message so much, in characters: the body is kept as a whole.
+_LONGEST_MESSAGE: Final = 1000
 #: The tags of a web page, and what is no text in it.
 _TAGS: Final = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 
@@ -82,7 +84,7 @@ def read_error(reply: Reply, kind: str | None = None) -> Complaint:
         code, type_ = None if error.code is None else str(error.code), error.type
         message = error.message or code or type_ or f"HTTP {reply.status}"
     return Complaint(
-        " ".join(message.split()),
+        " ".join(message.split())[:_LONGEST_MESSAGE],
         kind,
         code,
         type_,
@@ -208,7 +210,7 @@ class _Embeddings(_Billed, gc=False):
 
 
 class _Moderations(_Billed, gc=False):
-    results: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    results: Annotated[list[_Message], msgspec.Meta(min_length=1)]
 
 
 _Success: TypeAlias = _Chat | _Completion | _Response | _Embeddings | _Moderations
@@ -330,5 +332,11 @@ def _check_embeddings(request: Request, data: list[_Embedding]) -> None:
     count = len(given) if type(given) is list and given and type(given[0]) is not int else 1
     if len(data) != count and given is not None:
         raise _NoAnswerError("invalid", f"{len(data)} embeddings for {count} inputs")
-    if any(bytes(memoryview(each.embedding)[:2]) in (b"nu", b"[]", b'""') for each in data):
+    if not all(_is_vector(each.embedding) for each in data):
         raise _NoAnswerError("invalid", "an embedding without numbers")
+
+
+def _is_vector(raw: msgspec.Raw) -> bool:
+    """Say whether it can be one, by how it begins: an array of numbers, or base64."""
+    start = bytes(memoryview(raw)[:64]).replace(b" ", b"")
+    return start[:1] in (b"[", b'"') and start[1:2] not in (b"]", b'"', b"[", b"n", b"{", b"")

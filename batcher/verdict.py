@@ -132,8 +132,8 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     #: Whether all that is left has failed before, in a run that has had successes: then nothing else can show
     #: whether it is the rows' own doing, and they go first in turn until each has spent its attempts.
     tail: bool = False
-    #: Whether in such a tail it was lost where others were answered, or is the only one left: then it is
-    #: charged for going first in vain even while the endpoint looks down.
+    #: Whether in such a tail all were lost where others were answered, or few are left and nothing was for
+    #: long: then going first in vain is charged even while the endpoint looks down.
     suspect: bool = False
 
 
@@ -294,7 +294,8 @@ def _apply(rule: Rule, said: Complaint, case: _Case) -> Verdict:
     standing = case.standing
     down = rule.scope == "endpoint" and (standing.down or rule.action == "hold")
     if rule.billed == "maybe" and case.policy.at_most_once:
-        return Fail("in_doubt", *facts, said.body, _hold_until(said, case) if down else None)
+        until = _hold_until(said, case, standing.holds + 1) if down else None
+        return Fail("in_doubt", *facts, said.body, until)
     action = _action(rule, said, standing)
     match action:
         case "halt":
@@ -341,8 +342,10 @@ def _hold(scope: Scope, facts: _Facts, said: Complaint, case: _Case) -> Verdict:
     charged = standing.suspect and standing.probe
     if charged and case.claimed.charged + 1 >= case.policy.max_attempts:
         return _exhausted(facts, said, case)
-    until = _hold_until(said, case)
-    return Hold(scope, until, until + backoff_s(standing.holds + 1, case.chance), charged, *facts)
+    # A suspect waits as a row does, by its own attempts.
+    failures = case.claimed.charged + 1 if standing.suspect else standing.holds + 1
+    until = _hold_until(said, case, failures)
+    return Hold(scope, until, until + backoff_s(failures, case.chance), charged, *facts)
 
 
 def _hold_pool(facts: _Facts, said: Complaint, case: _Case) -> Verdict:
@@ -355,19 +358,20 @@ def _hold_pool(facts: _Facts, said: Complaint, case: _Case) -> Verdict:
     spent = charged >= case.policy.max_attempts
     if spent and (standing.holds == 0 or standing.tail):
         return _exhausted(facts, said, case)
-    until = _hold_until(said, case)
-    behind = until + backoff_s(standing.holds + 1, case.chance)
+    failures = max(charged, 1) if standing.tail else standing.holds + 1
+    until = _hold_until(said, case, failures)
+    behind = until + backoff_s(failures, case.chance)
     due = behind if spent or standing.tail else case.now
     return Hold("pool", until, due, standing.probe, *facts)
 
 
-def _hold_until(said: Complaint, case: _Case) -> float:
+def _hold_until(said: Complaint, case: _Case, failures: int) -> float:
     """Return the end of a hold: what the server asks for is a minimum, and too little if it did not help."""
-    holds, chance = case.standing.holds, case.chance
+    chance = case.chance
     if said.wait_s is None:
-        return case.now + backoff_s(holds + 1, chance)
+        return case.now + backoff_s(failures, chance)
     asked = said.wait_s * (1 + _SPREAD * chance)
-    return case.now + (asked if holds == 0 else max(asked, backoff_s(holds + 1, chance)))
+    return case.now + (asked if case.standing.holds == 0 else max(asked, backoff_s(failures, chance)))
 
 
 #: What a server asks for is lengthened by up to this share, so that not all come at once.

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.health import ALL_ABSENT, IN_A_ROW, Health
+from batcher.health import ALL_ABSENT, FEW, IN_A_ROW, TAIL_PATIENCE_S, Health
 from batcher.request import Claimed, Lost, Reply, Request, Row
 from batcher.verdict import Again, Done, Fail, Halt, Hold, Policy, judge
 
@@ -86,24 +86,36 @@ def test_the_tail_begins_when_all_that_is_left_has_failed_before_and_others_have
     assert not standing(health, lost(0.0, 1.0)).tail
 
 
-def test_in_the_tail_whose_attempt_was_lost_where_others_were_answered_is_suspect():
+def test_in_the_tail_rows_that_were_lost_where_others_were_answered_are_suspect():
     health = Health(1800.0)
     health.learn(DONE, claimed("x"), None, 0.0)
     standing(health, lost(0.0, 1.0), key="bad")
+    standing(health, lost(0.0, 1.1), key="worse")
     standing(health, answered(2.0), key="x")
-    standing(health, lost(2.0, 3.0), key="good")
-    for key, suspect in (("bad", True), ("good", False)):
-        assert standing(health, lost(4.0, 5.0), key=key, all_tried=True).suspect is suspect
-        assert not standing(health, lost(4.0, 5.0), key=key).suspect
-    health.learn(FAIL, claimed("bad"), None, 6.0)
-    assert not standing(health, lost(6.0, 7.0), key="bad", all_tried=True).suspect
+    assert standing(health, lost(2.0, 3.0), key="bad", all_tried=True, left=2).suspect
+    assert not standing(health, lost(2.0, 3.0), key="bad", left=2).suspect
+    # another that is left was not: then it is the endpoint
+    assert not standing(health, lost(2.0, 3.0), key="bad", all_tried=True, left=3).suspect
+    health.learn(FAIL, claimed("worse"), None, 4.0)
+    assert not standing(health, lost(4.0, 5.0), key="bad", all_tried=True, left=2).suspect
+    assert standing(health, lost(4.0, 5.0), key="bad", all_tried=True, left=1).suspect
 
 
-def test_the_only_one_that_is_left_is_suspect():
+def test_where_nothing_is_answered_for_long_and_few_are_left_they_are_suspect():
     health = Health(1800.0)
-    assert not standing(health, lost(0.0, 1.0), all_tried=True, left=1).suspect
-    health.learn(DONE, claimed("x"), None, 1.0)
-    assert standing(health, lost(2.0, 3.0), all_tried=True, left=1).suspect
+    health.learn(DONE, claimed("x"), None, 0.0)
+    for end, suspect in ((1.0, False), (1.0 + TAIL_PATIENCE_S, False), (1.1 + TAIL_PATIENCE_S, True)):
+        assert standing(health, lost(0.5, end), all_tried=True, left=FEW).suspect is suspect
+        assert not standing(health, lost(0.5, end), all_tried=True, left=FEW + 1).suspect
+
+
+def test_a_row_that_ends_while_all_others_are_held_does_not_end_the_stall():
+    health = Health(100.0)
+    health.learn(hold(3600.0, "pool"), claimed("a"), None, 0.0)
+    health.learn(DONE, claimed("x"), None, 10.0)
+    assert health.stalls_in_s(10.0) == 100.0
+    health.learn(DONE, claimed("x"), None, 3600.0)
+    assert health.stalls_in_s(3600.0) is None
 
 
 def test_our_own_stop_says_nothing():

@@ -571,7 +571,7 @@ def test_where_half_of_the_replies_fail_every_row_is_done_with_enough_attempts(s
     assert set(ran.states.values()) == {"done"}
     assert 330 < len(ran.sent) < 470
     # it may be taken for an outage, but never for long
-    assert ran.clock.now() < 400
+    assert ran.clock.now() < 600
 
 
 @pytest.mark.parametrize("fault", [refusal(502), loss("reset")])
@@ -589,24 +589,55 @@ def test_rows_that_are_lost_each_time_fail_and_the_others_are_done(setting, faul
     assert ran.clock.now() < 1800
 
 
-def test_two_last_rows_that_nothing_tells_from_an_outage_are_held_as_one(setting):
+@pytest.mark.parametrize("slots", [1, 8])
+def test_two_last_rows_that_look_like_an_outage_fail_after_a_while(setting, slots):
     def server(claimed, now):
         return (refusal(502) if name_of(claimed) in ("r19", "r20") else answer)(claimed, now)
 
-    ran = go(setting, answer=server, slots=1)
-    assert ran.stopped.kind == "stall"
-    assert Counter(ran.states.values()) == {"done": 18, None: 2}
+    ran = go(setting, answer=server, slots=slots)
+    assert ran.stopped is None
+    assert Counter(ran.states.values()) == {"done": 18, "exhausted": 2}
+    assert ran.clock.now() < 120
 
 
 @pytest.mark.parametrize("gone", [refusal(502), loss("reset")])
-@pytest.mark.parametrize("left", [2, 8])
-def test_an_outage_at_the_end_costs_the_rows_nothing_either(setting, gone, left):
+@pytest.mark.parametrize(("left", "for_s"), [(2, 25), (8, 600)])
+def test_an_outage_at_the_end_costs_the_rows_nothing_either(setting, gone, left, for_s):
     def server(claimed, now):
-        return (gone if 0.4 <= now < 600 else answer)(claimed, now)
+        return (gone if 0.4 <= now < 0.4 + for_s else answer)(claimed, now)
 
     ran = go(setting, answer=server, names=names(16 + left), slots=8)
     assert ran.stopped is None
     assert set(ran.states.values()) == {"done"}
+
+
+@pytest.mark.parametrize("fault", [refusal(429), refusal(503, retry_after_s=0.05)])
+@pytest.mark.parametrize("slots", [1, 8, 400])
+def test_rows_that_never_fit_do_not_keep_the_others_waiting(setting, fault, slots):
+    bad = {f"r{number}" for number in range(1, 6)}
+
+    def server(claimed, now):
+        return (fault if name_of(claimed) in bad else answer)(claimed, now)
+
+    ran = go(setting, answer=server, names=names(100), slots=slots)
+    assert ran.stopped is None
+    assert {name for name, state in ran.states.items() if state == "exhausted"} == bad
+    done_at = max(
+        each.landed.ended_at for each in ran.transport.exchanges if name_of(each.claimed) not in bad
+    )
+    assert done_at < 150
+    assert ran.clock.now() < 300
+
+
+def test_a_hold_that_is_longer_than_the_patience_ends_the_run_whatever_lands_after_it(setting):
+    def server(claimed, now):
+        if name_of(claimed) == "r3":
+            return refusal(429, retry_after_s=3600)(claimed, now)
+        return Reply(200, (), answer(claimed, now).body, now, now + 0.5)
+
+    ran = go(setting, answer=server, max_stall_s=5.0)
+    assert ran.stopped.kind == "stall"
+    assert ran.clock.now() < 20
 
 
 @pytest.mark.parametrize("slots", [1, 8])

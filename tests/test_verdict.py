@@ -584,7 +584,11 @@ NO_ANSWERS = [
     (EMBEDDINGS, b'{"data": [{}]}'),
     (EMBEDDINGS, b'{"data": [{"embedding": null}]}'),
     (EMBEDDINGS, b'{"data": [{"embedding": []}]}'),
-    (EMBEDDINGS, b'{"data": [{"embedding": ""}]}'),
+    *(
+        (EMBEDDINGS, b'{"data": [{"embedding": %b}]}' % odd)
+        for odd in (b'""', b"[ ]", b"{}", b"5", b"true", b'["a"]', b"[null]", b"[[1]]")
+    ),
+    (MODERATIONS, b'{"results": [null]}'),
 ]
 
 

@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
-from batcher.errors import BatcherError
+from batcher.errors import BatcherError, one_line
 
 #: Subcommand -> the one line that `batcher --help` shows: kept here so that help imports none of them.
 COMMANDS = {
@@ -27,6 +28,11 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"batcher.cli.{cmd_name}").command
+        for param in command.params:
+            if isinstance(param, click.Option):
+                # After the option's own name, which is not always that of the parameter.
+                option = param.opts[0].lstrip("-").replace("-", "_")
+                param.envvar = f"BATCHER_{cmd_name}_{option}".upper()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -47,14 +53,26 @@ def cli() -> None:
 def main() -> None:
     """Run the command; whatever was wrong with it is one line on standard error, and an exit code."""
     try:
-        sys.exit(cli.main(prog_name="batcher", auto_envvar_prefix="BATCHER", standalone_mode=False))
+        sys.exit(cli.main(prog_name="batcher", standalone_mode=False))
     except BatcherError as error:
-        click.echo(f"batcher: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
-        click.echo(f"batcher: {error.format_message().rstrip('.')}{hint}", err=True)
-        sys.exit(error.exit_code)
+        _fail(f"{error.format_message().rstrip('.')}{hint}", error.exit_code)
+    except OSError as error:
+        # A name that is too long, or whatever else the system has against a path.
+        _fail(f"{error.filename or 'the command'} can't be used: {error.strerror}: name another", 2)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Say what was wrong, as one line and, where the command was to print JSON, as an object too."""
+    click.echo(f"batcher: {one_line(message)}", err=True)
+    if "--json" in sys.argv:
+        from batcher.cli.report import print_json
+        from batcher.summary import not_begun
+
+        print_json(not_begun(message))
+    sys.exit(code)

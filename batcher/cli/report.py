@@ -1,5 +1,6 @@
 """What the commands share: running a job under a progress line, and printing how it stands."""
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ import click
 import orjson
 
 from batcher.clock import SystemClock
-from batcher.errors import JobFileError
+from batcher.errors import JobFileError, one_line
 from batcher.job import environment, run_job
 from batcher.loop import Loop
 from batcher.options import Options, Paths
@@ -17,6 +18,9 @@ from batcher.progress import watch
 from batcher.source import count_rows
 from batcher.summary import ModelSummary, Summary
 from batcher.tally import Tally
+
+#: A longer name is cut in the table, in characters.
+_WIDEST_MODEL = 60
 
 
 def run_with_progress(options: Options, *, quiet: bool, environ: Mapping[str, str] | None = None) -> Summary:
@@ -56,12 +60,16 @@ def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool)
         if summary.failed or summary.in_doubt:
             click.echo(f"errors    {paths.errors}", err=True)
     if summary.stopped is not None:
-        click.echo(f"batcher: stopped: {summary.stopped}", err=True)
+        click.echo(f"batcher: stopped: {one_line(summary.stopped)}", err=True)
 
 
 def print_json(summary: Summary) -> None:
     """Print a summary as one JSON object on standard output."""
-    click.echo(orjson.dumps(summary.to_dict()))
+    try:
+        click.echo(orjson.dumps(summary.to_dict()))
+    except orjson.JSONEncodeError:
+        # A path in the reason that is not UTF-8.
+        click.echo(json.dumps(summary.to_dict()))
 
 
 def describe(summary: Summary) -> list[str]:
@@ -82,15 +90,16 @@ def describe(summary: Summary) -> list[str]:
 
 
 def _table(by_model: Mapping[str, ModelSummary]) -> list[str]:
-    width = max(len("model"), *map(len, by_model))
+    names = {model: one_line(model)[:_WIDEST_MODEL] for model in by_model}
+    width = max(len("model"), *map(len, names.values()))
     lines = [
         f"{'model':<{width}}  {'requests':>11}  {'prompt tok':>13}  {'cached':>11}  {'output tok':>12}  cost"
     ]
     for model, bill in by_model.items():
         cost = "unknown" if bill.cost_usd is None else f"${bill.cost_usd}"
         lines.append(
-            f"{model:<{width}}  {bill.requests:>11,}  {bill.prompt_tokens:>13,}  {bill.cached_tokens:>11,}"
-            f"  {bill.completion_tokens:>12,}  {cost}"
+            f"{names[model]:<{width}}  {bill.requests:>11,}  {bill.prompt_tokens:>13,}"
+            f"  {bill.cached_tokens:>11,}  {bill.completion_tokens:>12,}  {cost}"
         )
     return lines
 

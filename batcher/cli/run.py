@@ -1,12 +1,11 @@
 """`batcher run`: parse, call the library, print."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from batcher.errors import BatcherError
 
 if TYPE_CHECKING:
     from batcher.limits.pool import Limit
@@ -14,6 +13,10 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def _limits(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> "dict[str, Limit]":
@@ -25,7 +28,7 @@ def _limits(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -
         model, equals, numbers = value.rpartition("=")
         rpm, _slash, tpm = numbers.partition("/")
         given = [part for part in (rpm, tpm) if part]
-        if not equals or not model or not given or not all(part.isdigit() for part in given):
+        if not equals or not model or not given or not all(map(_is_number, given)):
             message = f"{value!r} is not MODEL=RPM/TPM, such as gpt-4o-mini=500/200000"
             raise click.BadParameter(message, param=param)
         limits[model] = Limit(int(rpm) if rpm else None, int(tpm) if tpm else None)
@@ -37,7 +40,7 @@ def _max_failures(_: click.Context, param: click.Parameter, value: str) -> "MaxF
     from batcher.retry import MaxFailures
 
     number = value.removesuffix("%")
-    if number.isdigit() and int(number) > 0:
+    if _is_number(number) and int(number) > 0:
         if number == value:
             return MaxFailures(count=int(number))
         if int(number) <= 100:
@@ -165,16 +168,11 @@ def command(
     Exit codes: 0 all rows succeeded; 1 finished, some rows failed or are in doubt; 2 wrong usage or
     configuration; 3 stopped early and 130 interrupted: safe to run again.
     """  # noqa: D301  click takes the backspace for "leave these lines as they are"
-    from batcher.cli.report import print_json, print_summary, run_with_progress
+    from batcher.cli.report import print_summary, run_with_progress
     from batcher.options import Options
-    from batcher.summary import not_begun
 
-    try:
-        given = Options(job=job, **options)
-        summary = run_with_progress(given, quiet=quiet)
-    except BatcherError as error:
-        if as_json:
-            print_json(not_begun(str(error)))
-        raise
-    print_summary(summary, given.paths(), as_json=as_json, quiet=quiet)
+    given = Options(job=job, **options)
+    summary = run_with_progress(given, quiet=quiet)
+    with suppress(OSError):  # nobody reads it any more: that changes nothing of how the run ended
+        print_summary(summary, given.paths(), as_json=as_json, quiet=quiet)
     sys.exit(summary.exit_code)

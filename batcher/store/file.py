@@ -107,7 +107,8 @@ def lock(path: Path) -> FileLock:
         StoreError: the lock file can't be written.
         StoreWriteError: the disk is full.
     """
-    held = FileLock(f"{path}.lock", blocking=False, mode=0o600)
+    # By whatever name it is called: two locks on one store would be none.
+    held = FileLock(f"{os.path.realpath(path)}.lock", blocking=False, mode=0o600)
     try:
         held.acquire()
     except Timeout:

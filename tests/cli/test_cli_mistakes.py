@@ -42,6 +42,9 @@ def one_line_and_json(ended, code=2):
         (["--limit", "m=0/5"], "--limit m must be at least 1, not 0"),
         (["--timeout", "0"], "--timeout must be"),
         (["--store", "."], ". is a directory"),
+        (["--store", "x" * 300], "File name too long"),
+        (["--output", "job.db-wal"], "must be four different files"),
+        (["--errors", "job.db.lock"], "must be four different files"),
         (["--store", "notes.txt"], "notes.txt is not a batcher store"),
         (["--store", "no/job.db"], "no does not exist"),
         (["--output", "."], ". is a directory"),
@@ -67,6 +70,8 @@ def test_a_wrong_setting(batcher, server, job, tmp_path, options, says):
         ("--limit", "garbage"),
         ("--timeout", "abc"),
         ("--max-failures", "0"),
+        ("--max-failures", "²"),
+        ("--limit", "m=²/5"),
         ("--delivery", "exactly-once"),
     ],
 )
@@ -77,6 +82,69 @@ def test_a_value_that_cannot_be_read(batcher, server, job, option, value):
     assert f"'{option}'" in last or f"{option} " in last
     assert repr(value) in last
     assert "Traceback" not in ended.err
+
+
+def test_every_mistake_is_a_json_object_too(batcher, job):
+    for args in (["run", job, "--rpm", "x"], ["run"], ["status", "no.jsonl"], ["run", "caf\udce8.jsonl"]):
+        ended = batcher(*args, "--json")
+        assert (ended.code, ended.json["rows"], bool(ended.json["stopped"])) == (2, 0, True)
+        assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BATCHER_RUN_RPM", "-5", "--rpm must be at least 1"),
+        ("BATCHER_RUN_TIMEOUT", "0", "--timeout must be more than 0"),
+        ("BATCHER_RUN_LIMIT", "m=0/5", "--limit m must be at least 1"),
+        ("BATCHER_RUN_MAX_STALL", "x", "'x' is not a time"),
+    ],
+)
+def test_an_option_from_the_environment_goes_by_its_own_name(batcher, job, name, value, says):
+    assert says in one_line(batcher("run", job, env={name: value}))
+
+
+def test_a_name_with_control_characters_is_still_one_line(batcher):
+    assert "a\\nb\\x1b[1m.jsonl can't be read" in one_line(batcher("run", "a\nb\x1b[1m.jsonl"))
+
+
+def test_a_loop_of_links_is_no_job(batcher, tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    assert "Too many levels of symbolic links" in one_line(batcher("run", "loop.jsonl"))
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"OPENAI_API_KEY=caf\xe9"])
+def test_a_dotenv_that_is_no_text(batcher, job, tmp_path, text):
+    (tmp_path / ".env").write_bytes(text)
+    assert ".env can't be read" in one_line(batcher("run", job))
+
+
+def test_a_dotenv_that_is_a_pipe_is_none(batcher, job, tmp_path, server):
+    os.mkfifo(tmp_path / ".env")
+    assert batcher("run", job, "--base-url", server.base_url).code == 0
+
+
+def test_a_compressed_file_without_the_name_of_one(batcher, job, tmp_path):
+    (tmp_path / "packed.jsonl").write_bytes(gzip.compress(job.read_bytes()))
+    assert "give it a name that ends in .gz" in one_line(batcher("run", "packed.jsonl"))
+
+
+def test_one_row_that_asks_for_too_much_does_not_stop_the_job(batcher, server, reviews, write):
+    large = {"model": "m", "input": "x", "dimensions": 10**18}
+    job = write([*reviews(3), {"custom_id": "large", "url": "/v1/embeddings", "body": large}])
+    ended = batcher("run", job, "--base-url", server.base_url, "--json")
+    assert (ended.code, ended.json["succeeded"], ended.json["failed"]) == (1, 3, 1)
+
+
+def test_a_store_is_one_by_whatever_name_it_is_called(batcher, launch, serve, job, tmp_path):
+    with serve("--latency-after", "1500") as slow:
+        with launch("run", job, "--base-url", slow.base_url) as running:
+            slow.wait_for(3, running)
+            (tmp_path / "other.db").symlink_to("job.db")
+            ended = batcher("run", job, "--base-url", slow.base_url, "--store", "other.db")
+            assert "is in use by process" in one_line(ended)
+            assert running.finish().code == 0
+        assert slow.ledger()["requests"] == 3
 
 
 def test_no_job_file(batcher):
