@@ -85,16 +85,18 @@ class Health:
             return
         if self._holds >= TOLD:
             self.notices.append("the server answers again")
+        if not self._down:
+            # Others are answered where these were lost: it may be them.
+            self._suspects |= self._lost
+        self._lost.clear()
         self._down = False
         self._in_a_row = self._holds = 0
-        # Others are answered where these were lost: it may be them.
-        self._suspects |= self._lost
-        self._lost.clear()
 
     def _lose(self, key: str, landed: Landed) -> None:
         """Note an attempt that failed as it would if the endpoint were down."""
-        self._lost.add(key)
         self._in_a_row += 1
+        if landed.sent_at is not None:
+            self._lost.add(key)
         if self._in_a_row == 1:
             self._since = landed.ended_at
         sent_since = self._in_a_row > 1 and landed.sent_at is not None and landed.sent_at >= self._since
@@ -106,7 +108,8 @@ class Health:
 
         `left` is how many requests are not ended, if no more will come.
         """
-        if isinstance(verdict, Done | Fail) and self._suspects:
+        if isinstance(verdict, Done | Fail):
+            self._lost.discard(claimed.request.key)
             self._suspects.discard(claimed.request.key)
         if isinstance(verdict, Done):
             self._found = True

@@ -101,6 +101,24 @@ def test_in_the_tail_rows_that_were_lost_where_others_were_answered_are_suspect(
     assert standing(health, lost(4.0, 5.0), key="bad", all_tried=True, left=1).suspect
 
 
+def test_what_an_outage_has_lost_is_not_suspect_after_it():
+    health = Health(1800.0)
+    health.learn(DONE, claimed("x"), None, 0.0)
+    for key, landed in (("a", lost(0.0, 1.0)), ("b", lost(1.0, 2.0)), ("c", unreachable(3.0))):
+        standing(health, landed, key=key)
+    standing(health, answered(4.0), key="x")
+    assert not standing(health, lost(4.0, 5.0), key="a", all_tried=True, left=2).suspect
+
+
+def test_a_row_that_has_ended_is_no_suspect_that_is_left():
+    health = Health(1800.0)
+    health.learn(DONE, claimed("x"), None, 0.0)
+    standing(health, lost(0.0, 1.0), key="ended")
+    health.learn(FAIL, claimed("ended"), None, 1.0)
+    standing(health, answered(2.0), key="x")
+    assert not standing(health, lost(2.0, 3.0), key="good", all_tried=True, left=1).suspect
+
+
 def test_where_nothing_is_answered_for_long_and_few_are_left_they_are_suspect():
     health = Health(1800.0)
     health.learn(DONE, claimed("x"), None, 0.0)
