@@ -130,3 +130,12 @@ def test_nothing_is_lost_or_doubled_or_early(steps):
             due = due[count:]
         assert len(queue) == len(new) + len(due) + len(later)
     assert sorted(names(queue.ready(1e9))) == sorted(new + due + [name for *_, name in later])
+
+
+def test_new_ones_go_first_if_asked_for_and_then_those_that_are_due():
+    queue = filled("new 1", "new 2")
+    queue.again([(a_try(name), 1.0) for name in ("old 1", "old 2")])
+    assert names(queue.ready(1.0)) == ["old 1", "old 2", "new 1", "new 2"]
+    assert names(queue.ready(1.0, new_first=True)) == ["new 1", "new 2", "old 1", "old 2"]
+    assert names(queue.take(3, new_first=True)) == ["new 1", "new 2", "old 1"]
+    assert names(queue.ready(1.0)) == ["old 2"]
