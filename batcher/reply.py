@@ -76,7 +76,7 @@ def read_error(reply: Reply, kind: str | None = None) -> Complaint:
     """Read what a reply complains of, whoever made it: the API, a gateway, or something that is neither."""
     error = _error(reply.body)
     if error is None:
-        text = _excerpt(reply.body) or "no body"
+        text = _other_words(reply.body) or _excerpt(reply.body) or "no body"
         location = reply.header(b"location")
         where = f" to {location}" if location else ""
         message, code, type_ = f"HTTP {reply.status}{where}: {text}", None, None
@@ -103,6 +103,23 @@ def _error(body: bytes) -> _Error | None:
     except _NOT_JSON:
         return None
     return found.error
+
+
+class _OtherBody(msgspec.Struct):
+    message: Any = None
+    detail: Any = None
+
+
+_decode_other = msgspec.json.Decoder(_OtherBody).decode
+
+
+def _other_words(body: bytes) -> str:
+    """Return what servers of other makes say: vLLM in `message`, FastAPI in `detail`; else nothing."""
+    try:
+        other = _decode_other(body)
+    except _NOT_JSON:
+        return ""
+    return next((each for each in (other.message, other.detail) if type(each) is str), "")
 
 
 def _excerpt(body: bytes) -> str:

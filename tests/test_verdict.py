@@ -733,6 +733,10 @@ def test_an_error_keeps_its_body_if_it_is_json():
 def test_an_error_without_words_is_told_by_its_status():
     assert "HTTP 400" in verdict(reply(400, {"error": {}})).message
     assert "HTTP 413: no body" in verdict(reply(413)).message
+    vllm = {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
+    assert verdict(reply(400, vllm)).message.endswith("HTTP 400: too long")
+    assert verdict(reply(400, {"detail": "no such field"})).message.endswith("HTTP 400: no such field")
+    assert 'HTTP 400: {"detail":[1]}' in verdict(reply(400, {"detail": [1]})).message
     page = b"<!DOCTYPE html>\n<html><style>a {}</style><title>gone</title><p>for\ngood</html>"
     assert "HTTP 404: gone for good" in verdict(reply(404, page)).message
     assert "HTTP 404: a < b" in verdict(reply(404, b"a < b")).message
