@@ -4,8 +4,8 @@ from tests.soak import check, soak
 
 
 def test_every_row_ends_for_its_own_reasons_whatever_the_server_does(tmp_path):
-    free = soak(tmp_path / "free", rows=400, outage_s=2.0, seed=3)
-    check(free, 400)
-    limited = soak(tmp_path / "limited", rows=400, outage_s=2.0, seed=3, rpm=3000)
-    check(limited, 400)
+    free = soak(tmp_path / "free", rows=200, outage_s=1.0, seed=3)
+    check(free, 200)
+    limited = soak(tmp_path / "limited", rows=200, outage_s=1.0, seed=3, rpm=3000)
+    check(limited, 200)
     assert limited.ends == free.ends

@@ -106,7 +106,7 @@ async def test_a_body_that_is_packed_though_nobody_asked_is_unpacked_and_masked(
     assert got.body == (b'{"said": "sk-credential-1"}' if got.status == 200 else b'{"said": "***"}')
 
 
-@pytest.mark.parametrize("broken", [b"\x1f\x8b", b"\x1f\x8bgarbage", gzip.compress(b"hello")[:-4]])
+@pytest.mark.parametrize("broken", [b"\x1f\x8b", b"\x1f\x8bgarbage", gzip.compress(b"hello", mtime=0)[:-4]])
 async def test_a_packed_body_that_is_broken_stays_as_it_is(broken):
     replies, _ = await exchange(answering(ok(broken)))
     assert replies[0].body == broken
