@@ -9,7 +9,7 @@ demo: .venv/demo
 	$(BIN)/batcher demo
 
 test: .venv/test lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 4
 
 # Some 20 minutes: 20,000 rows against a server that does everything wrong now and then, twice.
 soak: .venv/test
