@@ -94,7 +94,8 @@ async def run_job(
     began = clock.now()
     endpoint = Endpoint.from_environment(options.base_url, environ)
     paths = options.paths()
-    _check_job_file(options.job)
+    if options.job != "-":
+        check_job(options.job)
     for path in (paths.output, paths.errors):
         check_writable(path)
     disk = await anyio.to_thread.run_sync(preflight, options.job, paths, options.limit_rows)
@@ -220,11 +221,6 @@ def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed
             stopped = stopped or Stop("disk", str(error))
     reason = None if stopped is None else stopped.reason
     return summarise(contents, rows, tally, elapsed_s, reason)
-
-
-def _check_job_file(job: str) -> None:
-    if job != "-":
-        check_job(job)
 
 
 def _check_file_limit(max_inflight: int) -> None:

@@ -42,7 +42,7 @@ class Lane:
 
     def could_go(self, now: float) -> bool:
         """Say whether it would take a slot at `now` if it got one."""
-        return self.bound is None and self.ramp.free > 0 and next(self.queue.ready(now), None) is not None
+        return self.bound is None and self.ramp.free > 0 and next(self.ready(now), None) is not None
 
     def pause(self, until: float, now: float) -> None:
         """Admit nothing before `until`, then a probe, and then open up again."""

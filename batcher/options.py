@@ -93,7 +93,7 @@ def check_export(paths: "Paths", job: str, *written: Path | None) -> None:
     Raises:
         ConfigurationError: it is one.
     """
-    own = {os.path.realpath(path) for path in (Path(job), paths.output, paths.errors, *paths.store_files)}
+    own = paths.places(job)
     for path in written:
         if path is not None and os.path.realpath(path) in own:
             raise ConfigurationError(f"{path} is a file of this job: name another one")
@@ -106,10 +106,14 @@ class Paths(msgspec.Struct, frozen=True):
     output: Path
     errors: Path
 
-    @property
-    def store_files(self) -> tuple[Path, ...]:
-        """The store, and what SQLite and the lock keep beside it."""
-        return (self.store, *(Path(f"{self.store}{suffix}") for suffix in ("-wal", "-shm", ".lock")))
+    def places(self, job: str) -> list[str]:
+        """Return where the job, these, and what SQLite and the lock keep beside the store really are.
+
+        A name that can't be there leads somewhere too: a loop of links, or one that is too long.
+        """
+        beside = (f"{self.store}{suffix}" for suffix in ("-wal", "-shm", ".lock"))
+        named = (job, str(self.store), str(self.output), str(self.errors), *beside)
+        return [os.path.realpath(name) for name in named]
 
     @classmethod
     def of(
@@ -129,11 +133,8 @@ class Paths(msgspec.Struct, frozen=True):
             output or Path(f"{base}.results.jsonl"),
             errors or Path(f"{base}.errors.jsonl"),
         )
-        # `realpath` takes a name that can't be there as well: a loop of links, or one that is too long.
-        named = [
-            os.path.realpath(path) for path in (Path(job), paths.output, paths.errors, *paths.store_files)
-        ]
-        if len(set(named)) < len(named):
+        places = paths.places(job)
+        if len(set(places)) < len(places):
             raise ConfigurationError(
                 f"the job ({job}), the store ({paths.store}), the results ({paths.output}) and the errors "
                 f"({paths.errors}) must be four different files"

@@ -72,8 +72,11 @@ _LONGEST_MESSAGE: Final = 1000
 _TAGS: Final = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 
 
-def read_error(reply: Reply, kind: str | None = None) -> Complaint:
-    """Read what a reply complains of, whoever made it: the API, a gateway, or something that is neither."""
+def read_error(reply: Reply, kind: str | None = None, why: str = "") -> Complaint:
+    """Read what a reply complains of, whoever made it: the API, a gateway, or something that is neither.
+
+    `kind` and `why` say what is wrong with a success that is none; `why` takes the place of its own words.
+    """
     error = _error(reply.body)
     if error is None:
         text = _other_words(reply.body) or _excerpt(reply.body) or "no body"
@@ -84,7 +87,7 @@ def read_error(reply: Reply, kind: str | None = None) -> Complaint:
         code, type_ = None if error.code is None else str(error.code), error.type
         message = error.message or code or type_ or f"HTTP {reply.status}"
     return Complaint(
-        " ".join(message.split())[:_LONGEST_MESSAGE],
+        " ".join((why or message).split())[:_LONGEST_MESSAGE],
         kind,
         code,
         type_,
@@ -260,13 +263,13 @@ def read_answer(request: Request, reply: Reply) -> Answer | Complaint:
         success = _decode(request.path, body)
         finish = _finish(request, success)
     except _NoAnswerError as error:
-        return read_error(reply, error.kind)._replace(message=" ".join(str(error).split()))
+        return read_error(reply, error.kind, str(error))
     except _NOT_JSON as error:
-        if _error(body) is not None:
-            return read_error(reply, "error")
+        said = read_error(reply, "error")
+        if said.is_api_error:
+            return said
         text = _excerpt(body)
-        why = f"{error}; it begins: {text}" if text else "it is empty"
-        return read_error(reply, "invalid")._replace(message=why)
+        return read_error(reply, "invalid", f"{error}; it begins: {text}" if text else "it is empty")
     if isinstance(success.usage, WireUsage):
         usage = success.usage.normalise(success.service_tier)
     else:

@@ -73,21 +73,16 @@ class Simulator:
         self.process = process
         self.port = urlsplit(base_url).port
 
-    def ledger(self):
+    def ledger(self, target="/ledger?entries=1"):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS_S)
         try:
-            connection.request("GET", "/ledger?entries=1")
+            connection.request("GET", target)
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
 
     def requests(self):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS_S)
-        try:
-            connection.request("GET", "/ledger")
-            return json.loads(connection.getresponse().read())["requests"]
-        finally:
-            connection.close()
+        return self.ledger("/ledger")["requests"]
 
     def wait_for(self, requests, running=None):
         """Wait until it has been asked so often, as long as the command that asks is running."""

@@ -916,12 +916,8 @@ def test_pools_share_slots_and_each_has_its_own_limit(setting):
     assert last < 12  # b did not wait for a, which takes 100 s
 
 
-def test_a_paused_pool_does_not_idle_another(setting):
-    def server(claimed, now):
-        if claimed.request.model == "a" and now < 600:
-            return refusal(429, retry_after_s=600)(claimed, now)
-        return answer(claimed, now)
-
+def last_of_b(setting, server):
+    """Run a job of two models, with a pool for each; return when the last request of `b` left."""
     ran = go(
         setting,
         answer=server,
@@ -930,8 +926,16 @@ def test_a_paused_pool_does_not_idle_another(setting):
         limits={"a": Limit(), "b": Limit()},
     )
     assert set(ran.states.values()) == {"done"}
-    last = max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
-    assert last < 200 * 0.25 / 8 * 1.5 + 1
+    return max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
+
+
+def test_a_paused_pool_does_not_idle_another(setting):
+    def server(claimed, now):
+        if claimed.request.model == "a" and now < 600:
+            return refusal(429, retry_after_s=600)(claimed, now)
+        return answer(claimed, now)
+
+    assert last_of_b(setting, server) < 200 * 0.25 / 8 * 1.5 + 1
 
 
 def test_a_pool_of_slow_answers_does_not_take_every_slot(setting):
@@ -939,16 +943,7 @@ def test_a_pool_of_slow_answers_does_not_take_every_slot(setting):
         took = 300 if claimed.request.model == "a" else 0.25
         return Reply(200, (), answer(claimed, now).body, now, now + took)
 
-    ran = go(
-        setting,
-        answer=server,
-        names=names(400),
-        model_of=lambda name: "ab"[int(name[1:]) % 2],
-        limits={"a": Limit(), "b": Limit()},
-    )
-    assert set(ran.states.values()) == {"done"}
-    last = max(each.sent_at for each in ran.transport.exchanges if each.claimed.request.model == "b")
-    assert last < 100
+    assert last_of_b(setting, server) < 100
 
 
 # --- failures that stop the run

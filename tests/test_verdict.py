@@ -744,6 +744,19 @@ def test_an_error_without_words_is_told_by_its_status():
     assert len(verdict(reply(404, b"x" * 100_000)).message) < 400
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, error(message="x" * 5_000_000)),
+        (400, {"detail": "x" * 5_000_000}),
+        (200, error(message="x" * 5_000_000)),
+        (200, {"status": "failed", "error": {"message": "x" * 5_000_000}}),
+    ],
+)
+def test_a_message_has_an_end(status, body):
+    assert len(verdict(reply(status, body), RESPONSES).message) < 1200
+
+
 # --- anything
 
 json_values = st.recursive(
