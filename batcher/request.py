@@ -37,6 +37,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     #: The most that it can cost, in 10^-12 dollar; None where there is no bound or no price.
     worst_cost_pico_usd: int | None
+    #: Bytes of its text, to learn tokens per byte from; 0 where its prompt tokens pay for more than text.
+    input_bytes: int = 0
 
 
 #: The error code of a line that never became a request.

@@ -22,7 +22,7 @@ from batcher.money.prices import PriceBook
 from batcher.parse import Draft, parse, rejected
 from batcher.request import Rejected, Request, Row
 from batcher.store.seen import Seen
-from batcher.tokens import estimate
+from batcher.tokens import Ratios, estimate
 
 #: So much is read at a time, in bytes.
 _BLOCK = 1 << 20
@@ -43,17 +43,27 @@ class Requests:
         pool_of: model -> the name of its pool, of the models that have one of their own.
         shared_pool: the pool of every other model.
         book: the prices that bound what each can cost.
+        ratios: what is known of each model's tokens per byte.
     """
 
-    def __init__(self, namespace: str, pool_of: Mapping[str, str], shared_pool: str, book: PriceBook) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        pool_of: Mapping[str, str],
+        shared_pool: str,
+        book: PriceBook,
+        ratios: Ratios,
+    ) -> None:
         self._keyed = blake2b(namespace.encode(), digest_size=16)
         self._pool_of = pool_of
         self._shared_pool = shared_pool
         self._book = book
+        #: What answers say of the size of tokens: later estimates go by it.
+        self.ratios = ratios
 
     def request(self, draft: Draft, row_key: bytes) -> Request:
         """Make the request of one row."""
-        size = estimate(draft.url, draft.fields)
+        size = estimate(draft.url, draft.fields, self.ratios.of(draft.model))
         keyed = self._keyed.copy()
         keyed.update(b"%b\0%b\0%b" % (draft.url.encode(), row_key, draft.body))
         return Request(
@@ -65,6 +75,7 @@ class Requests:
             body=draft.body,
             tokens=size.tokens,
             worst_cost_pico_usd=worst_cost(self._book, draft.model, draft.fields, len(draft.body), size),
+            input_bytes=size.input_bytes,
         )
 
 

@@ -26,6 +26,7 @@ from batcher.results import (
 )
 from batcher.source import Requests, Source, batch_line
 from batcher.store import file
+from batcher.tokens import Ratios
 
 BODY = b'{"choices":[ {"x":1} ],"\xc3\xa9":"\\u00e9"}'
 
@@ -140,7 +141,7 @@ def test_an_error_without_a_line_has_no_request(store, tmp_path):
 def requests_of(path):
     async def read():
         source = Source(str(path))
-        made = Requests("space", {}, "shared", PriceBook("http://localhost/v1", 0.0))
+        made = Requests("space", {}, "shared", PriceBook("http://localhost/v1", 0.0), Ratios())
         groups = [group async for group in source.groups(made)]
         source.close()
         return [item for group in groups for item in group]

@@ -1,4 +1,5 @@
 import gzip
+import math
 import os
 import random
 import sys
@@ -16,13 +17,15 @@ from batcher.money.prices import PriceBook
 from batcher.parse import parse
 from batcher.request import Rejected, Request
 from batcher.source import Requests, Source, batch_line, count_rows
+from batcher.tokens import Ratios
 
 CHAT = "/v1/chat/completions"
 BOM = b"\xef\xbb\xbf"
 
 
-def requests(namespace="n", pool_of=None):
-    return Requests(namespace, pool_of or {}, "shared", PriceBook("http://localhost/v1", at=0.0))
+def requests(namespace="n", pool_of=None, ratios=None):
+    book = PriceBook("http://localhost/v1", at=0.0)
+    return Requests(namespace, pool_of or {}, "shared", book, ratios or Ratios())
 
 
 def bare(text="hi", **more):
@@ -432,9 +435,19 @@ def test_a_request_is_what_its_line_asks_for(job):
     (item,) = rows_of(job(line))
     assert (item.path, item.model, item.pool) == (CHAT, "own-model", "shared")
     assert item.body == orjson.dumps(body)
-    assert item.tokens == 107
+    assert (item.tokens, item.input_bytes) == (107, 400)
     assert item.worst_cost_pico_usd is None  # nobody has told its price
     assert row(item).key == parse(line, 1).digest()
+
+
+def test_the_tokens_of_a_request_follow_what_its_model_has_shown(job):
+    ratios = Ratios()
+    path = job(bare("x" * 400, max_tokens=7), bare("x" * 400, max_tokens=7, model="other"))
+    for item in rows_of(path, made=requests(ratios=ratios)):
+        ratios.learn(item, 207 if item.model == "other" else 0)
+    learned, guessed = (math.ceil(400 * ratios.of(model)) for model in ("other", "m"))
+    assert learned > guessed == 100
+    assert [item.tokens for item in rows_of(path, made=requests(ratios=ratios))] == [107, learned + 7]
 
 
 def test_a_model_with_a_limit_of_its_own_goes_to_its_pool(job):

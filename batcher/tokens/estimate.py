@@ -1,22 +1,29 @@
 """The cheap estimate for admission: what a server will charge to a rate limit, and what bounds a request.
 
-    tokens = ceil(characters of the content / 4) + output limit x choices
+    tokens = max(ceil(characters / 4), ceil(UTF-8 bytes x ratio)) + images + output limit x choices
 
-The rate-limits guide says both "the maximum of" and "plus"; the sum holds under either (`FACTS.md`, "Rate
-limits"). Content is what people write: text, names, instructions, tool definitions and response formats.
-Roles, ids and the JSON around them are not counted. Images and audio are not either: what they cost in
-tokens takes more than a look. A request without an output limit is charged 16 for each choice: the API's
-historical default for `max_tokens`, and about what OpenAI's own cookbook reserves
-(`api_request_parallel_processor.py`: 15).
+of the content. Characters/4 is what OpenAI itself admits by, and the rate-limits guide says both "the maximum
+of" it and the output limit, and "plus": the sum holds under either (`FACTS.md`, "Rate limits"). The ratio is
+what answers have shown a byte to be worth (`batcher.tokens.ratio`): servers that count real tokens find more
+than characters/4 in Chinese, in JSON and in hexadecimal. Content is what people write: text, names,
+instructions, tool definitions and response formats. Roles, ids and the JSON around them are not counted, and
+audio and files are not either: what they cost takes more than a look. Images in chats and responses are
+charged by OpenAI's formulas (`batcher.tokens.images`); for moderations none is published. A request without
+an output limit is charged 16 for each choice: the API's historical default for `max_tokens`, and about what
+OpenAI's own cookbook reserves (`api_request_parallel_processor.py`: 15).
 
 Bodies come from users' files: a wrong type anywhere counts for nothing and raises nothing. The server
 will say so.
 """
 
 from collections.abc import Callable, Iterable
+from math import ceil
 from typing import Final
 
 import msgspec
+
+from batcher.tokens.images import image_tokens
+from batcher.tokens.ratio import STARTING_RATIO
 
 #: Reserved for the output of each choice where no limit is set. In legacy completions it is the limit.
 DEFAULT_OUTPUT: Final = 16
@@ -35,41 +42,70 @@ class Estimate(msgspec.Struct, frozen=True, gc=False):
     #: False where more can be charged than the text in the body and the output: images, files, audio, hosted
     #: tools, stored prompts and conversations, predictions, 12-hour cache writes.
     bounded_input: bool
+    #: UTF-8 bytes of the text that the ratio was applied to; 0 where the input is more than that text: token
+    #: ids, and whatever takes the bound away. Of the tokens of such an answer nothing can be learned.
+    input_bytes: int
 
 
 class _Tally:
     """The count so far."""
 
-    __slots__ = ("bounded", "characters", "tokens")
+    __slots__ = ("body", "bounded", "characters", "size", "tokens")
 
-    def __init__(self, characters: int = 0) -> None:
+    def __init__(self, body: dict[str, object], characters: int = 0, size: int = 0) -> None:
+        self.body = body
         self.characters = characters
+        #: In bytes.
+        self.size = size
+        #: Of what is not text.
         self.tokens = 0
         self.bounded = True
 
-    def estimate(self, output_limit: int | None, reserve: int) -> Estimate:
-        return Estimate(self.tokens + (self.characters + 3) // 4 + reserve, output_limit, self.bounded)
+    def add(self, text: str) -> None:
+        self.characters += len(text)
+        self.size += len(text) if text.isascii() else _utf8_bytes(text)
+
+    def estimate(self, ratio: float, output_limit: int | None, reserve: int) -> Estimate:
+        tokens = _text_tokens(self.characters, self.size, ratio) + self.tokens + reserve
+        is_text = self.bounded and not self.tokens
+        return Estimate(tokens, output_limit, self.bounded, self.size if is_text else 0)
 
 
-def estimate(path: str, body: dict[str, object]) -> Estimate:
-    """Estimate a request from its path (`/v1/chat/completions`) and its parsed body."""
+def estimate(path: str, body: dict[str, object], ratio: float = STARTING_RATIO) -> Estimate:
+    """Estimate a request from its path (`/v1/chat/completions`) and its parsed body.
+
+    `ratio` is tokens per byte of text (`Ratios.of` the model).
+    """
     reader = _READERS.get(path)
     if reader is not None:
-        return reader(body)
-    tally = _Tally()
+        return reader(body, ratio)
+    tally = _Tally(body)
     tally.bounded = False
     _add_all_text(tally, body)
-    return tally.estimate(None, DEFAULT_OUTPUT)
+    return tally.estimate(ratio, None, DEFAULT_OUTPUT)
 
 
-def _chat(body: dict[str, object]) -> Estimate:
-    characters = 0
+def _utf8_bytes(text: str) -> int:
+    """Count the bytes of a text; half of a surrogate pair has no encoding, and is no reason to fail."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _text_tokens(characters: int, size: int, ratio: float) -> int:
+    least, learned = (characters + 3) // 4, size * ratio
+    return least if learned <= least else ceil(learned)
+
+
+def _chat(body: dict[str, object], ratio: float) -> Estimate:
+    characters = beyond = 0
     unusual: list[object] = []
     messages = body.get("messages")
     if type(messages) is list:
         for message in messages:
             if type(message) is dict and len(message) == 2 and type(content := message.get("content")) is str:
-                characters += len(content)  # a role and a text: this is the hot path
+                # A role and a text: this is the hot path.
+                characters += len(content)
+                if not content.isascii():
+                    beyond += _utf8_bytes(content) - len(content)
             else:
                 unusual.append(message)
     limit = body.get("max_completion_tokens")
@@ -77,56 +113,57 @@ def _chat(body: dict[str, object]) -> Estimate:
     if limit is None or (type(older) is int and (type(limit) is not int or older > limit)):
         limit = older
     if unusual or not _CHAT_EXTRAS.isdisjoint(body):
-        tally = _Tally(characters)
+        tally = _Tally(body, characters, characters + beyond)
         for message in unusual:
             _add_message(tally, message)
         _add_extras(tally, body, _CHAT_EXTRAS)
-        return _generating(tally, limit, _at_least_one(body.get("n")))
+        return _generating(tally, ratio, limit, _at_least_one(body.get("n")))
     if type(limit) is int and 0 <= limit < _MOST_OUTPUT:
-        return Estimate((characters + 3) // 4 + limit, limit, True)
-    return _generating(_Tally(characters), limit, 1)
+        size = characters + beyond
+        return Estimate(_text_tokens(characters, size, ratio) + limit, limit, True, size)
+    return _generating(_Tally(body, characters, characters + beyond), ratio, limit, 1)
 
 
-def _responses(body: dict[str, object]) -> Estimate:
-    tally = _Tally()
+def _responses(body: dict[str, object], ratio: float) -> Estimate:
+    tally = _Tally(body)
     given = body.get("input")
     if type(given) is str:
-        tally.characters = len(given)
+        tally.add(given)
     elif type(given) is list:
         for item in given:
             _add_item(tally, item)
     instructions = body.get("instructions")
     if type(instructions) is str:
-        tally.characters += len(instructions)
+        tally.add(instructions)
     if not _RESPONSES_EXTRAS.isdisjoint(body):
         _add_extras(tally, body, _RESPONSES_EXTRAS)
-    return _generating(tally, body.get("max_output_tokens"), 1)
+    return _generating(tally, ratio, body.get("max_output_tokens"), 1)
 
 
-def _completions(body: dict[str, object]) -> Estimate:
+def _completions(body: dict[str, object], ratio: float) -> Estimate:
     """Read legacy completions: every prompt of a list is completed, and `best_of` choices make `n`."""
-    tally = _Tally()
+    tally = _Tally(body)
     prompts = _add_inputs(tally, body.get("prompt"))
     suffix = body.get("suffix")
     if type(suffix) is str:
-        tally.characters += len(suffix)
+        tally.add(suffix)
     choices = prompts * max(_at_least_one(body.get("n")), _at_least_one(body.get("best_of")))
     limit = body.get("max_tokens")
-    return _generating(tally, DEFAULT_OUTPUT if limit is None else limit, choices)
+    return _generating(tally, ratio, DEFAULT_OUTPUT if limit is None else limit, choices)
 
 
-def _without_output(body: dict[str, object]) -> Estimate:
+def _without_output(body: dict[str, object], ratio: float) -> Estimate:
     """Embeddings and moderations."""
-    tally = _Tally()
+    tally = _Tally(body)
     _add_inputs(tally, body.get("input"))
-    return tally.estimate(0, 0)
+    return tally.estimate(ratio, 0, 0)
 
 
-def _generating(tally: _Tally, limit: object, choices: int) -> Estimate:
+def _generating(tally: _Tally, ratio: float, limit: object, choices: int) -> Estimate:
     if type(limit) is int and limit >= 0:
         most = min(limit * choices, _MOST_OUTPUT)
-        return tally.estimate(most, most)
-    return tally.estimate(None, min(DEFAULT_OUTPUT * choices, _MOST_OUTPUT))
+        return tally.estimate(ratio, most, most)
+    return tally.estimate(ratio, None, min(DEFAULT_OUTPUT * choices, _MOST_OUTPUT))
 
 
 def _at_least_one(value: object) -> int:
@@ -136,7 +173,7 @@ def _at_least_one(value: object) -> int:
 def _add_inputs(tally: _Tally, given: object) -> int:
     """Count a string, an array of token ids, or a list of either; return how many inputs that makes."""
     if type(given) is str:
-        tally.characters += len(given)
+        tally.add(given)
         return 1
     if type(given) is not list or not given:
         return 1
@@ -145,7 +182,7 @@ def _add_inputs(tally: _Tally, given: object) -> int:
         return 1
     for each in given:
         if type(each) is str:
-            tally.characters += len(each)
+            tally.add(each)
         elif type(each) is list:
             tally.tokens += len(each)
         else:
@@ -158,7 +195,7 @@ def _add_message(tally: _Tally, message: object) -> None:
         return
     content = message.get("content")
     if type(content) is str:
-        tally.characters += len(content)
+        tally.add(content)
     else:
         _add_parts(tally, content)
     for key, value in message.items():
@@ -178,14 +215,14 @@ def _add_item(tally: _Tally, item: object) -> None:
             tally.bounded = False  # a reference to an item that the server keeps
         content = item.get("content")
         if type(content) is str:
-            tally.characters += len(content)
+            tally.add(content)
         else:
             _add_parts(tally, content)
     elif kind in _CALLS:
         for key in ("name", "arguments", "input", "output"):
             value = item.get(key)
             if type(value) is str:
-                tally.characters += len(value)
+                tally.add(value)
             else:
                 _add_parts(tally, value)
     else:
@@ -195,12 +232,25 @@ def _add_item(tally: _Tally, item: object) -> None:
 def _add_parts(tally: _Tally, parts: object) -> None:
     if type(parts) is list:
         for part in parts:
-            _add_part(tally, part)
+            if type(part) is dict and part.get("type") in ("image_url", "input_image"):
+                _add_image(tally, part)
+            else:
+                _add_part(tally, part)
+
+
+def _add_image(tally: _Tally, part: dict[str, object]) -> None:
+    """Charge an image: of a chat, `url` and `detail` in `image_url`; of a response, both beside it."""
+    tally.bounded = False
+    model, image = tally.body.get("model"), part.get("image_url")
+    if type(image) is dict:
+        tally.tokens += image_tokens(model, image.get("detail"), image.get("url"))
+    else:
+        tally.tokens += image_tokens(model, part.get("detail"), image)
 
 
 def _add_part(tally: _Tally, part: object) -> None:
     if type(part) is str:
-        tally.characters += len(part)
+        tally.add(part)
         return
     if type(part) is not dict:
         return
@@ -210,7 +260,7 @@ def _add_part(tally: _Tally, part: object) -> None:
         return
     text = part.get("refusal" if kind == "refusal" else "text")
     if type(text) is str:
-        tally.characters += len(text)
+        tally.add(text)
     mark = part.get("prompt_cache_breakpoint")
     if type(mark) is dict and mark.get("ttl") not in (None, "30m"):
         tally.bounded = False
@@ -246,7 +296,7 @@ def _add_all_text(tally: _Tally, value: object) -> None:
     while left:
         value = left.pop()
         if type(value) is str:
-            tally.characters += len(value)
+            tally.add(value)
         elif type(value) is list:
             left += value
         elif type(value) is dict:
@@ -278,7 +328,7 @@ _RESPONSES_EXTRAS: Final = frozenset(
         "access_programs",
     }
 )
-_READERS: Final[dict[str, Callable[[dict[str, object]], Estimate]]] = {
+_READERS: Final[dict[str, Callable[[dict[str, object], float], Estimate]]] = {
     "/v1/chat/completions": _chat,
     "/v1/responses": _responses,
     "/v1/completions": _completions,

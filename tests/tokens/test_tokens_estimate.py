@@ -1,10 +1,12 @@
 """What admission counts of a body, whatever is in it."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.tokens import Estimate, estimate
+from batcher.tokens import estimate
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 COMPLETIONS, EMBEDDINGS, MODERATIONS = "/v1/completions", "/v1/embeddings", "/v1/moderations"
@@ -16,20 +18,23 @@ def user(content, **more):
 
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
 TEXT = {"type": "text", "text": "x" * 40}
+#: What an image of unknown size costs with a model that nobody knows: these bodies name none.
+UNSEEN = 12_000
 
 # path, body without model, tokens, output limit, bounded
 BODIES = [
     (CHAT, {"messages": [user("x" * 40)], "max_tokens": 5}, 15, 5, True),
     (CHAT, {"messages": [user("x" * 41)], "max_completion_tokens": 5}, 16, 5, True),
     (CHAT, {"messages": [user("x" * 39), user("x")], "max_tokens": 5}, 15, 5, True),
-    (CHAT, {"messages": [user("é" * 40)], "max_tokens": 0}, 10, 0, True),
+    (CHAT, {"messages": [user("é" * 40)], "max_tokens": 0}, 20, 0, True),
+    (CHAT, {"messages": [user("好" * 40), user("x" * 3)], "max_tokens": 0}, 31, 0, True),
     (CHAT, {"messages": [user("x" * 40)]}, 26, None, True),
     (CHAT, {"messages": [user("x" * 40)], "n": 3}, 58, None, True),
     (CHAT, {"messages": [user("x" * 40)], "max_tokens": 5, "n": 3}, 25, 15, True),
     (CHAT, {"messages": [user("x" * 40)], "max_tokens": 5, "max_completion_tokens": 7}, 17, 7, True),
     (CHAT, {"messages": [user("x" * 40, name="y" * 4)], "max_tokens": 5}, 16, 5, True),
     (CHAT, {"messages": [user([TEXT, TEXT])], "max_tokens": 5}, 25, 5, True),
-    (CHAT, {"messages": [user([TEXT, IMAGE])], "max_tokens": 5}, 15, 5, False),
+    (CHAT, {"messages": [user([TEXT, IMAGE])], "max_tokens": 5}, 15 + UNSEEN, 5, False),
     (CHAT, {"messages": [{"role": "assistant", "refusal": "x" * 40}], "max_tokens": 5}, 15, 5, True),
     (CHAT, {"messages": [{"role": "assistant", "tool_calls": ["x" * 40]}], "max_tokens": 5}, 15, 5, True),
     (CHAT, {"messages": [user("x" * 40, audio={"id": "a"})], "max_tokens": 5}, 15, 5, False),
@@ -98,7 +103,116 @@ BODIES = [
 
 @pytest.mark.parametrize(("path", "body", "tokens", "limit", "bounded"), BODIES)
 def test_a_body_is_estimated(path, body, tokens, limit, bounded):
-    assert estimate(path, body) == Estimate(tokens, limit, bounded)
+    found = estimate(path, body)
+    assert (found.tokens, found.output_limit, found.bounded_input) == (tokens, limit, bounded)
+
+
+# --- the ratio
+
+# ratio, text, tokens
+RATIOS = [
+    (0.25, "x" * 41, 11),
+    (0.26, "x" * 400, 104),
+    (0.5, "x" * 41, 21),
+    (0.2, "x" * 41, 11),  # never below characters / 4
+    (0.3, "好" * 40, 36),
+    (0.1, "好" * 40, 12),
+    (0.01, "好" * 40, 10),
+    (0.25, "", 0),
+]
+
+
+@pytest.mark.parametrize(("ratio", "text", "tokens"), RATIOS)
+def test_text_is_the_larger_of_a_quarter_of_its_characters_and_its_bytes_by_the_ratio(ratio, text, tokens):
+    chat = {"messages": [user(text)], "max_tokens": 5}
+    parts = {"messages": [user([{"type": "text", "text": text}])], "max_tokens": 5}
+    assert estimate(CHAT, chat, ratio).tokens == tokens + 5
+    assert estimate(CHAT, parts, ratio).tokens == tokens + 5
+    assert estimate(RESPONSES, {"input": text, "max_output_tokens": 5}, ratio).tokens == tokens + 5
+    assert estimate(COMPLETIONS, {"prompt": text, "max_tokens": 5}, ratio).tokens == tokens + 5
+    assert estimate(EMBEDDINGS, {"input": text}, ratio).tokens == tokens
+
+
+def test_token_ids_and_images_are_not_multiplied():
+    assert estimate(EMBEDDINGS, {"input": [1, 2, 3]}, 0.5).tokens == 3
+    image = {"model": "gpt-4o", "messages": [user([IMAGE])], "max_tokens": 0}
+    assert estimate(CHAT, image, 0.5).tokens == estimate(CHAT, image, 0.25).tokens == 85 + 8 * 170
+
+
+TOOL = {"type": "function", "function": {"name": "abcd"}}
+#: path, body, bytes to learn from
+SIZES = [
+    (CHAT, {"messages": [user("x" * 41)], "max_tokens": 5}, 41),
+    (CHAT, {"messages": [user("é"), user("好")]}, 5),
+    (CHAT, {"messages": [user("x", name="yy")], "n": 2, "tools": [TOOL]}, 1 + 2 + 28),
+    (CHAT, {"messages": [user([TEXT, TEXT])]}, 80),
+    (CHAT, {"messages": [user([TEXT, IMAGE])]}, 0),
+    (CHAT, {"messages": [user("x")], "tools": [{"type": "web_search"}]}, 0),
+    (CHAT, {"messages": [user("x", audio={"id": "a"})]}, 0),
+    (RESPONSES, {"input": "é", "instructions": "xyz"}, 5),
+    (RESPONSES, {"input": "x", "previous_response_id": "r"}, 0),
+    (RESPONSES, {"input": [user([{"type": "input_file", "file_id": "f"}])]}, 0),
+    (COMPLETIONS, {"prompt": ["abc", "de"], "suffix": "f"}, 6),
+    (COMPLETIONS, {"prompt": ["abc", [1, 2]]}, 0),
+    (EMBEDDINGS, {"input": "好"}, 3),
+    (EMBEDDINGS, {"input": [1, 2, 3]}, 0),
+    (MODERATIONS, {"input": [TEXT, IMAGE]}, 0),
+    ("/v1/other", {"input": "x"}, 0),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "size"), SIZES)
+def test_only_of_text_alone_there_are_bytes_to_learn_from(path, body, size):
+    assert estimate(path, body).input_bytes == size
+
+
+@given(st.lists(st.text(), max_size=4), st.floats(0, 1), st.integers(0, 100))
+def test_no_text_is_charged_less_than_openai_does(texts, ratio, limit):
+    characters = sum(len(text) for text in texts)
+    least = math.ceil(characters / 4) + limit
+    chat = {"messages": [user(text) for text in texts], "max_tokens": limit}
+    parts = {"input": [user([{"type": "input_text", "text": text} for text in texts])]}
+    for found in (
+        estimate(CHAT, chat, ratio),
+        estimate(RESPONSES, {**parts, "max_output_tokens": limit}, ratio),
+    ):
+        size = len("".join(texts).encode("utf-8", "surrogatepass"))
+        assert found.tokens == max(least, math.ceil(size * ratio) + limit)
+        assert found.input_bytes == size
+
+
+def test_half_a_surrogate_pair_raises_nothing():
+    text = "\ud83d" * 8
+    assert estimate(CHAT, {"messages": [user(text)], "max_tokens": 0}).tokens == 6
+    assert estimate(EMBEDDINGS, {"input": [text]}).input_bytes == 24
+
+
+# --- images
+
+IN_CHAT = {"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}}
+IN_RESPONSE = {"type": "input_image", "image_url": "https://example.org/a.png", "detail": "low"}
+OUTPUT = {"type": "function_call_output", "output": [IN_RESPONSE]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        (CHAT, {"messages": [user([IN_CHAT])]}, 85),
+        (CHAT, {"messages": [user([IN_CHAT, TEXT, IN_CHAT])]}, 85 + 10 + 85),
+        (RESPONSES, {"input": [user([IN_RESPONSE])]}, 85),
+        (RESPONSES, {"input": [user([{"type": "input_image", "file_id": "f"}])]}, 85 + 8 * 170),
+        (RESPONSES, {"input": [OUTPUT]}, 85),
+        # no formula is published for these
+        (MODERATIONS, {"input": [IN_CHAT]}, 0),
+    ],
+)
+def test_an_image_is_charged_where_it_stands(path, body, tokens):
+    found = estimate(path, {"model": "gpt-4o", "max_tokens": 0, "max_output_tokens": 0, **body})
+    assert found.tokens == tokens
+    assert not found.bounded_input
+
+
+# --- whatever comes
 
 
 @pytest.mark.parametrize("wrong", [None, True, 3, -1, 1.5, "x", [], {}, [None], [[]], [{}], {"a": 1}])
@@ -144,16 +258,15 @@ def test_deep_nesting_is_no_danger():
     assert estimate(CHAT, {"messages": [], "tools": deep, "max_tokens": 5}).tokens == 15
 
 
+NESTED = ["role", "content", "type", "text", "name", "output", "tool_calls", "id", "audio", "ttl"]
+NESTED += ["image_url", "url", "detail"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["role", "content", "type", "text", "name", "output", "tool_calls", "id", "audio", "ttl"]
-            )
-            | st.text(max_size=3),
-            inner | st.sampled_from(["text", "message", "function_call", "function"]),
+            st.sampled_from(NESTED) | st.text(max_size=3),
+            inner | st.sampled_from(["text", "message", "function_call", "function", "image_url"]),
             max_size=3,
         )
     ),
@@ -161,6 +274,7 @@ json_values = st.recursive(
 )
 keys = st.sampled_from(
     [
+        "model",
         "messages",
         "input",
         "prompt",
