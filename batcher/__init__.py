@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         StoreWriteError,
     )
     from batcher.job import run, status
-    from batcher.limits.pool import Limit
+    from batcher.limits.bucket import Limit
     from batcher.options import Options
     from batcher.retry import MaxFailures
     from batcher.summary import ModelSummary, Summary

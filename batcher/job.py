@@ -16,9 +16,10 @@ from batcher.clock import Clock, SystemClock
 from batcher.errors import ConfigurationError, StoreWriteError
 from batcher.health import Health
 from batcher.jobfile import check_job
-from batcher.limits.pool import SHARED, Limit, Pool, pools
+from batcher.limits.bucket import Limit
+from batcher.limits.pool import SHARED, Pool, pools
 from batcher.limits.slots import Slots
-from batcher.limits.window import PERIOD_S, SKEW_S
+from batcher.limits.window import DAY_S, MINUTE_S, SKEW_S, SLOTS
 from batcher.loop import Loop, Parts
 from batcher.money.overrides import read_overrides
 from batcher.money.prices import PriceBook
@@ -32,6 +33,7 @@ from batcher.store import reader
 from batcher.store.journal import Journal, Opening
 from batcher.summary import Summary, summarise
 from batcher.tally import Tally
+from batcher.tokens import Ratios
 from batcher.transport.endpoint import Endpoint
 from batcher.transport.files import raise_file_limit
 from batcher.transport.wire import Wire
@@ -155,11 +157,12 @@ async def _loop(
         timeout_s=options.timeout_s,
         idle_s=_IDLE_S[options.delivery],
     )
+    pool_of = {name: name for name in options.limits}
     try:
         yield Loop(
             Parts(
                 source=source,
-                requests=Requests(journal.namespace, {name: name for name in options.limits}, SHARED, prices),
+                requests=Requests(journal.namespace, pool_of, SHARED, prices, Ratios()),
                 journal=journal,
                 transport=wire,
                 pools=await _pools(options, journal),
@@ -179,10 +182,13 @@ async def _loop(
 
 
 async def _pools(options: Options, journal: Journal) -> dict[str, Pool]:
-    """Make the pools; what an earlier process sent within the last minute counts in them."""
-    by_name = pools(Limit(options.rpm, options.tpm), options.limits, options.burst_s)
-    for model, at, tokens in await journal.recent(PERIOD_S + SKEW_S):
-        by_name[model if model in options.limits else SHARED].seed([(at, tokens)])
+    """Make the pools; what earlier processes sent within the last minute, or day, counts in them."""
+    shared = Limit(options.rpm, options.tpm, options.rpd, options.tpd)
+    by_name = pools(shared, options.limits, options.burst_s, options.tpm_counts)
+    a_day = any(limit.rpd or limit.tpd for limit in (shared, *options.limits.values()))
+    for period_s in (MINUTE_S, DAY_S) if a_day else (MINUTE_S,):
+        for model, at, requests, tokens in await journal.recent(period_s + SKEW_S, period_s / SLOTS):
+            by_name[model if model in options.limits else SHARED].seed(at, requests, tokens, period_s)
     return by_name
 
 

@@ -1,14 +1,23 @@
 """A rate budget with what waits for it."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
 from batcher.bell import Bell
+from batcher.limits.bucket import Fit, Limit
 from batcher.limits.pool import Pool
 from batcher.limits.ramp import Ramp
 from batcher.limits.slots import Slots
 from batcher.queue import Queue
-from batcher.request import Try
+from batcher.request import Claimed, Landed, Reply, Try
+from batcher.verdict import Done, Hold, Verdict
+
+#: Headers are read again where a request was sent so much later than the last whose reply was read, in
+#: seconds: replies a millisecond apart say the same.
+HEAR_S: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -21,8 +30,15 @@ class Lane:
     queue: Queue = field(default_factory=Queue)
     ramp: Ramp = field(default_factory=Ramp)
     bell: Bell = field(default_factory=Bell)
-    #: What its admission waits for, if for a time: `requests`, `tokens` or `server`.
+    #: What its admission waits for, if for a time: see `Pool.binding`.
     bound: str | None = None
+    #: The attempt that went first after a pause, until it has landed.
+    probe: int | None = None
+    #: When the last request was sent whose reply's headers were read.
+    _heard_at: float = -math.inf
+    #: Tokens of what has left and the pool does not know of yet, and when the last of it did.
+    _departed: list[int] = field(default_factory=list)
+    _departed_at: float = -math.inf
 
     def ready(self, now: float) -> Iterator[Try]:
         """Look at what may be sent at `now`, first to last.
@@ -44,16 +60,69 @@ class Lane:
         """Say whether it would take a slot at `now` if it got one."""
         return self.bound is None and self.ramp.free > 0 and next(self.ready(now), None) is not None
 
-    def pause(self, until: float, now: float) -> None:
-        """Admit nothing before `until`, then a probe, and then open up again."""
-        if self.pool.pause(until, now):
-            self.ramp.cut()
+    def claimed(self, claimed: Sequence[Claimed], *, probe: bool) -> None:
+        """Count attempts that are about to be sent; `probe` says that it is one, which goes first."""
+        self.ramp.take(len(claimed), newest=claimed[-1].id)
+        if probe:
+            self.probe = claimed[0].id
 
-    def probed(self, *, opened: bool) -> None:
-        """Note that the probe has landed, and open up if it got through."""
-        self.pool.probed()
-        if opened:
-            self.ramp.reopen()
+    def departs(self, claimed: Claimed, now: float) -> None:
+        """Start the minute of a reservation: the request is on its way."""
+        self._departed.append(claimed.request.tokens)
+        self._departed_at = now
+        self.bell.ring()  # a window that was full of what had not left yet knows now when it opens
+
+    def fit(self, count: int, now: float) -> Fit:
+        """Admit what the pool lets go at `now`, of the first `count` that are ready."""
+        self._count_departed()
+        return self.pool.fit((item.request.tokens for item in islice(self.ready(now), count)), now)
+
+    def _count_departed(self) -> None:
+        """Tell the pool what has left since it was last asked: it costs less for a group."""
+        if self._departed:
+            self.pool.sent(self._departed, self._departed_at)
+            self._departed = []
+
+    def hear(self, claimed: Claimed, reply: Reply) -> Limit | None:
+        """Read what a reply says of the limits; return them if that is news."""
+        refused = reply.status == 429
+        if reply.sent_at < self._heard_at + HEAR_S and not refused:
+            return None
+        self._heard_at = max(reply.sent_at, self._heard_at)
+        self._count_departed()
+        pool = self.pool
+        is_news = pool.hear(claimed.request.model, reply.headers, reply.sent_at, refused=refused)
+        return pool.limit if is_news else None
+
+    def learn(self, claimed: Claimed, landed: Landed, verdict: Verdict, now: float) -> None:
+        """Let the pool and the ramp know what became of an attempt."""
+        self._count_departed()
+        pool, tokens = self.pool, claimed.request.tokens
+        held = isinstance(verdict, Hold)
+        self.ramp.landed(claimed.id, succeeded=isinstance(verdict, Done), refused=held)
+        if landed.sent_at is None:
+            pool.give_back((tokens,))
+        elif isinstance(verdict, Hold) and verdict.scope == "pool":
+            pool.dropped()
+            self.pause(verdict.until, now, landed.sent_at)
+            if verdict.error == "slow_down":
+                pool.slow_down(now)
+        else:
+            usage = verdict.usage if isinstance(verdict, Done) else None
+            used = None if usage is None else usage.prompt_tokens + usage.completion_tokens
+            pool.used(tokens, used, landed.sent_at, now)
+        if isinstance(verdict, Done):
+            pool.succeeded()
+        if claimed.id == self.probe:
+            self.probe = None
+            pool.probed()
+            if not held:
+                self.ramp.reopen()
+
+    def pause(self, until: float, now: float, sent_at: float | None = None) -> None:
+        """Admit nothing before `until`, then a probe, and then open up again (see `Pool.pause`)."""
+        if self.pool.pause(until, now, sent_at):
+            self.ramp.cut()
 
     def note_bound(self, now: float) -> None:
         """Note which limit its first request waits for."""

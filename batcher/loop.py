@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 import anyio
@@ -49,7 +48,6 @@ from batcher.verdict import (
     Done,
     Fail,
     Halt,
-    Hold,
     Policy,
     Verdict,
     endpoint_hold,
@@ -62,7 +60,7 @@ LOOK_AHEAD_BYTES: Final = 32_000_000
 #: Admission stops while so many bytes of replies wait for the disk.
 UNSETTLED_BYTES: Final = 64_000_000
 #: Within a pace's burst, admission waits this long for more to go together: a claim is a commit.
-TICK_S: Final = 0.01
+TICK_S: Final = 0.025
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +100,6 @@ class Loop:
         self._stall = Bell()
         self._stopping = asyncio.Event()
         self._finished = asyncio.Event()
-        #: Attempts that went first after a pause.
-        self._probes: set[int] = set()
         self._fed = False
         #: Requests in the queues or on their way, and those of them of which no attempt has landed yet.
         self._outstanding = self._untried = 0
@@ -209,12 +205,11 @@ class Loop:
     async def _admit(self, lane: Lane) -> None:
         while not self.stopping:
             now = self._clock.now()
-            ready = islice(lane.ready(now), self._share(lane))
-            fit = lane.pool.fit((item.request.tokens for item in ready), now)
+            fit = lane.fit(self._share(lane), now)
             if isinstance(fit, Took) and fit.count:
                 await self._claim(lane, fit)
             elif isinstance(fit, Never):
-                await self._refuse(lane, fit.maximum)
+                await self._refuse(lane, fit)
             else:
                 lane.bound, until = None, lane.queue.next_due
                 if isinstance(fit, Wait):
@@ -235,19 +230,20 @@ class Loop:
         self._parts.tally.in_flight += took.count
         self._queued_bytes -= sum(len(item.request.body) for item in tries)
         claimed = await self._parts.journal.claim(tries)
-        lane.ramp.take(took.count, newest=claimed[-1].id)
-        if took.probe:
-            self._probes.add(claimed[0].id)
+        lane.claimed(claimed, probe=took.probe)
         for item in claimed:
             self._outbox.put_nowait(item)
         self._room.ring()
 
-    async def _refuse(self, lane: Lane, maximum: int) -> None:
+    async def _refuse(self, lane: Lane, never: Never) -> None:
         """End a request that no wait will let through."""
         (item,) = lane.take(1)
         request = item.request
         self._queued_bytes -= len(request.body)
-        message = f"needs {request.tokens} tokens, the limit is {maximum} a minute: raise --tpm or split it"
+        message = (
+            f"needs {request.tokens} tokens, and the limit is {never.maximum} a {never.period}: "
+            "raise that limit, lower the request's output limit, or split it"
+        )
         outcomes = unsent(request, "exhausted", "exceeds_limit", message)
         await self._parts.journal.reject(outcomes)
         self._parts.tally.reject(len(outcomes))
@@ -266,19 +262,20 @@ class Loop:
                 landed: Landed = Lost(False, "stopped", "the run was stopping", None, clock.now())
             else:
                 landed = await transport.send(claimed, self._departs)
+            lane = self._lanes[claimed.request.pool]
             slots.release(1)
-            self._lanes[claimed.request.pool].held.release(1)
+            lane.held.release(1)
             if isinstance(landed, Reply):
                 self._unsettled_bytes += len(landed.body)
+                if limit := lane.hear(claimed, landed):
+                    self.notices.append(f"keeping to the limits that the server announces: {limit}")
             self._landed.append((claimed, landed))
             self._landing.ring()
             self._ring()
 
     def _departs(self, claimed: Claimed) -> None:
         """Start the minute of a reservation: the request is on its way."""
-        lane = self._lanes[claimed.request.pool]
-        lane.pool.sent((claimed.request.tokens,), self._clock.now())
-        lane.bell.ring()  # a window that was full of what had not left yet knows now when it opens
+        self._lanes[claimed.request.pool].departs(claimed, self._clock.now())
 
     # --- settle
 
@@ -296,11 +293,12 @@ class Loop:
 
     def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
         self._untried -= claimed.number == 1
+        lane = self._lanes[claimed.request.pool]
         standing = self._parts.health.standing(
             claimed.request.key,
             landed,
-            pool_holds=self._lanes[claimed.request.pool].pool.holds,
-            probe=claimed.id in self._probes,
+            pool_holds=lane.pool.holds,
+            probe=claimed.id == lane.probe and not lane.pool.is_looking,
             left=self._outstanding,
             all_tried=self._fed and self._untried == 0,
         )
@@ -318,38 +316,26 @@ class Loop:
         """Let the queues and the pools know what became of an attempt."""
         request, lane = claimed.request, self._lanes[claimed.request.pool]
         self._parts.tally.add(settled, claimed.number)
-        refused = isinstance(verdict, Hold)
-        lane.ramp.landed(claimed.id, succeeded=isinstance(verdict, Done), refused=refused)
         if isinstance(landed, Reply):
             self._unsettled_bytes -= len(landed.body)
-        if landed.sent_at is None:
-            lane.pool.give_back((request.tokens,))
-        self._hold(verdict, lane, now)
+        lane.learn(claimed, landed, verdict, now)
+        if (until := endpoint_hold(verdict)) is not None:
+            for each in self._lanes.values():
+                each.pause(until, now)
         left = self._outstanding if self._fed else None
         if stop := self._parts.health.learn(verdict, claimed, left, now):
             self.stop(stop)
         if not isinstance(verdict, Done):
             self._stall.ring()
-        if claimed.id in self._probes:
-            self._probes.discard(claimed.id)
-            lane.probed(opened=not refused)
         if isinstance(verdict, Done | Fail):
             self._outstanding -= 1
-            if isinstance(verdict, Done):
-                lane.pool.succeeded()
             self._stop_if_failing()
+            if isinstance(verdict, Done) and verdict.usage is not None:
+                self._parts.requests.ratios.learn(request, verdict.usage.prompt_tokens)
             return
         charged, due = (False, now) if isinstance(verdict, Halt) else (verdict.charged, verdict.due)
         lane.queue.again([(Try(request, claimed.number + 1, claimed.charged + charged), due)])
         self._queued_bytes += len(request.body)
-
-    def _hold(self, verdict: Verdict, lane: Lane, now: float) -> None:
-        """Keep a pool, or the whole endpoint, closed until the time that the verdict gives."""
-        if isinstance(verdict, Hold) and verdict.scope == "pool":
-            lane.pause(verdict.until, now)
-        elif (until := endpoint_hold(verdict)) is not None:
-            for each in self._lanes.values():
-                each.pause(until, now)
 
     async def _watch_stall(self) -> None:
         """Stop when nothing has got on for longer than the run may stall."""

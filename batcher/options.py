@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 from batcher.errors import ConfigurationError
-from batcher.limits.pool import Limit
+from batcher.limits.bucket import Limit
+from batcher.limits.pool import TpmCounts
 from batcher.retry import MaxFailures
 
 Delivery: TypeAlias = Literal["at-least-once", "at-most-once"]
@@ -25,9 +27,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     store: Path | None = None
     output: Path | None = None
     errors: Path | None = None
-    #: Requests and tokens per minute of every model without a limit of its own; None is no limit.
+    #: Requests and tokens per minute of every model without a limit of its own; None takes what the server
+    #: announces.
     rpm: int | None = None
     tpm: int | None = None
+    #: The same per day: in any 24 hours.
+    rpd: int | None = None
+    tpd: int | None = None
+    #: Whether the server's limits count the tokens that a request reserves or those that it has used.
+    tpm_counts: TpmCounts = "reserved"
     #: Model -> its own limit.
     limits: Mapping[str, Limit] = {}
     #: How far ahead of its even rate the flow may run, in seconds.
@@ -55,13 +63,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: it names the option and what it takes.
         """
-        for name in ("rpm", "tpm", "max_inflight", "max_attempts", "limit_rows"):
+        for name in ("rpm", "tpm", "rpd", "tpd", "max_inflight", "max_attempts", "limit_rows"):
             _at_least_one(f"--{name.replace('_', '-')}", getattr(self, name))
         for model, limit in self.limits.items():
             if not isinstance(limit, Limit):
                 raise ConfigurationError(f"--limit {model} must be a batcher.Limit(rpm, tpm), not {limit!r}")
-            _at_least_one(f"--limit {model}", limit.rpm)
-            _at_least_one(f"--limit {model}", limit.tpm)
+            for value in astuple(limit):
+                _at_least_one(f"--limit {model}", value)
         for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -72,10 +80,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError("--timeout must be more than 0 seconds: no request can be that fast")
         if self.namespace == "":
             raise ConfigurationError("--namespace must not be empty: leave it out for the store's own")
-        if self.delivery not in get_args(Delivery):
-            raise ConfigurationError(
-                f"--delivery must be one of {', '.join(get_args(Delivery))}, not {self.delivery}"
-            )
+        _one_of("--delivery", self.delivery, get_args(Delivery))
+        _one_of("--tpm-counts", self.tpm_counts, get_args(TpmCounts))
         self.paths()
 
     def paths(self) -> "Paths":
@@ -147,3 +153,8 @@ def _at_least_one(option: str, value: int | None) -> None:
         raise ConfigurationError(f"{option} must be a whole number, not {value!r}")
     if value is not None and value < 1:
         raise ConfigurationError(f"{option} must be at least 1, not {value}")
+
+
+def _one_of(option: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ConfigurationError(f"{option} must be one of {', '.join(words)}, not {value}")

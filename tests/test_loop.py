@@ -41,6 +41,7 @@ from batcher.testing import (
     run,
     script,
 )
+from batcher.tokens import Ratios
 from batcher.verdict import Policy
 
 URL = "http://localhost/v1"
@@ -159,7 +160,9 @@ def go(setting, **changes):
             loop = Loop(
                 Parts(
                     source=source,
-                    requests=Requests("test", {each: each for each in setting.limits}, SHARED, prices),
+                    requests=Requests(
+                        "test", {each: each for each in setting.limits}, SHARED, prices, Ratios()
+                    ),
                     journal=journal,
                     transport=transport,
                     pools=pools(Limit(setting.rpm, setting.tpm), setting.limits, 0.25),
@@ -182,7 +185,8 @@ def go(setting, **changes):
             if loop.stopped is None:
                 # everything that is counted up is counted down
                 assert (loop._outstanding, loop._queued_bytes, loop._unsettled_bytes) == (0, 0, 0)
-                assert (loop._slots.taken, tally.in_flight, loop._probes) == (0, 0, set())
+                assert (loop._slots.taken, tally.in_flight) == (0, 0)
+                assert [lane.probe for lane in loop._lanes.values()] == [None] * len(loop._lanes)
             return loop.stopped
         finally:
             source.close()
@@ -236,7 +240,7 @@ def test_a_finished_job_sends_nothing(setting):
 
 
 def test_slots_bound_what_is_in_flight_and_are_used(setting):
-    ran = go(setting, names=names(300), slots=5)
+    ran = go(setting, names=names(300), slots=5, rpm=60_000)
     assert ran.transport.most_in_flight == 5
     # 300 of 250 ms through 5 slots: nothing idles between them
     assert ran.clock.now() == pytest.approx(15.0, abs=0.1)
@@ -398,7 +402,7 @@ def test_a_pause_stops_the_pool_and_one_request_goes_first(setting):
             return refusal(429, retry_after_s=120)(claimed, now)
         return answer(claimed, now)
 
-    ran = go(setting, answer=server, names=names(40))
+    ran = go(setting, answer=server, names=names(40), rpm=60_000)
     assert ran.stopped is None
     assert set(ran.states.values()) == {"done"}
     first = [now for now in calls if now < 1.0]
@@ -436,7 +440,7 @@ def test_a_quota_that_is_used_up_stops_the_run_and_rows_stay_pending(setting, co
     def server(claimed, now):
         return (answer if now < 1.0 else refusal(429, code))(claimed, now)
 
-    ran = go(setting, answer=server, names=names(100))
+    ran = go(setting, answer=server, names=names(100), rpm=60_000)
     assert ran.stopped.kind == ("quota" if code == "insufficient_quota" else "billing")
     counts = Counter(ran.states.values())
     assert set(counts) == {"done", None}
@@ -736,7 +740,7 @@ def test_stop_lets_what_is_in_flight_land(setting):
     def server(claimed, now):
         return Reply(200, (), answer(claimed, now).body, now, now + 10)
 
-    ran = go(setting, answer=server, names=names(100), beside=stopping(15))
+    ran = go(setting, answer=server, names=names(100), rpm=60_000, beside=stopping(15))
     assert ran.stopped == INTERRUPTED
     assert ran.clock.now() == pytest.approx(20.0, abs=0.1)
     assert Counter(ran.states.values()) == {"done": 16, None: 84}
@@ -751,7 +755,7 @@ def test_after_the_grace_what_is_in_flight_is_cut_off_and_may_have_been_billed(s
     def server(claimed, now):
         return Reply(200, (), b"", now, math.inf)
 
-    ran = go(setting, answer=server, beside=stopping(1, hurry_at))
+    ran = go(setting, answer=server, rpm=60_000, beside=stopping(1, hurry_at))
     assert ran.stopped == INTERRUPTED
     assert ran.clock.now() == pytest.approx(ends, abs=0.1)
     assert [row[2:] for row in ran.attempts] == [("maybe", None, "cut_short")] * 8
@@ -806,7 +810,7 @@ def slow_commits(seconds):
 
 
 def test_what_was_claimed_and_not_sent_is_settled_as_never_left(setting):
-    ran = go(setting, connect=slow_commits(1.0), beside=stopping(0.5))  # while the claim commits
+    ran = go(setting, connect=slow_commits(1.0), rpm=60_000, beside=stopping(0.5))  # while the claim commits
     assert ran.stopped == INTERRUPTED
     assert ran.transport.exchanges == []
     attempts = ran.attempts
@@ -890,7 +894,7 @@ def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
     assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
     ((_, name, status, _, _, code, message, line, _),) = reader.rows(ran.store, "errors")
     assert (name, status, code) == ("r4", None, "exceeds_limit")
-    assert "the limit is 1000 a minute: raise --tpm" in message
+    assert "the limit is 1000 a minute: raise that limit" in message
     assert orjson.loads(line)["body"]["max_tokens"] == 5000
     # with room for it, it runs
     assert go(setting, tpm=None).sent == ["r4"]
@@ -1012,7 +1016,7 @@ def test_at_most_once_cut_off_by_the_grace_is_in_doubt(setting):
     def server(claimed, now):
         return Reply(200, (), b"", now, math.inf)
 
-    ran = go(setting, answer=server, at_most_once=True, beside=stopping(1))
+    ran = go(setting, answer=server, at_most_once=True, rpm=60_000, beside=stopping(1))
     assert Counter(ran.states.values()) == {"in_doubt": 8, None: 12}
 
 
@@ -1130,12 +1134,12 @@ def test_a_restart_does_not_double_the_minute(setting):
     async def main():
         opening = Opening(path=setting.path / "job.db", base_url=URL)
         journal = await Journal.open(opening, setting.clock, inline_connection)
-        sent.extend(await journal.recent(60.25))
+        sent.extend(await journal.recent(60.25, 0.1))
         await journal.close()
 
     run(main, setting.clock)
-    assert len(sent) == 20
-    assert all(at <= setting.clock.now() for _, at, _ in sent)
+    assert sum(requests for _, _, requests, _ in sent) == 20
+    assert all(at <= setting.clock.now() for _, at, *_ in sent)
 
 
 def test_lost_attempts_are_never_left_only_if_they_never_left(setting):

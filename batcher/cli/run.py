@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from batcher.limits.pool import Limit
+    from batcher.limits.bucket import Limit
     from batcher.retry import MaxFailures
 
 _PATH = click.Path(path_type=Path)
@@ -21,7 +21,7 @@ def _is_number(text: str) -> bool:
 
 def _limits(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> "dict[str, Limit]":
     """Read `MODEL=RPM/TPM`; either number may be left out."""
-    from batcher.limits.pool import Limit
+    from batcher.limits.bucket import Limit
 
     limits = {}
     for value in values:
@@ -66,10 +66,25 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--output", type=_PATH, help="The results file.  [default: JOB.results.jsonl]")
 @click.option("--errors", type=_PATH, help="The errors file.  [default: JOB.errors.jsonl]")
 @click.option(
-    "--rpm", type=int, metavar="N", help="Requests per minute, never exceeded in any minute.  [default: none]"
+    "--rpm",
+    type=int,
+    metavar="N",
+    help="Requests per minute, never exceeded in any minute.  [default: what the server announces]",
 )
 @click.option(
-    "--tpm", type=int, metavar="N", help="Tokens per minute: input and output limit.  [default: none]"
+    "--tpm",
+    type=int,
+    metavar="N",
+    help="Tokens per minute: input and output limit.  [default: what the server announces]",
+)
+@click.option("--rpd", type=int, metavar="N", help="Requests per day, never exceeded in any 24 hours.")
+@click.option("--tpd", type=int, metavar="N", help="Tokens per day, never exceeded in any 24 hours.")
+@click.option(
+    "--tpm-counts",
+    type=click.Choice(["reserved", "actual"]),
+    default="reserved",
+    show_default=True,
+    help="What the server's limit counts: what a request reserves, or what it has used in the end.",
 )
 @click.option(
     "--limit",

@@ -1,15 +1,45 @@
 """The dual bucket: requests and tokens, both or neither."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from operator import itemgetter
+from typing import Final
 
-from batcher.limits.pace import Pace
-from batcher.limits.window import Window
+import msgspec
+
+from batcher.limits.level import NOTE_S
+from batcher.limits.pace import SLACK_S, Pace
+from batcher.limits.period import Period
+from batcher.limits.window import DAY_S, MINUTE_S, Window
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class Limit:
+    """What the account allows; None where it sets no limit, or where nobody said."""
+
+    #: Requests per minute.
+    rpm: int | None = None
+    #: Tokens per minute: the estimated input and the output limit of each request.
+    tpm: int | None = None
+    #: Requests and tokens per day.
+    rpd: int | None = None
+    tpd: int | None = None
+
+    def __str__(self) -> str:
+        """Say it in words: `500 requests and 200,000 tokens a minute, 10,000 requests a day`."""
+        minute = _in_words(self.rpm, self.tpm, "minute")
+        day = _in_words(self.rpd, self.tpd, "day")
+        return ", ".join(filter(None, (minute, day))) or "none"
+
+
+def _in_words(requests: int | None, tokens: int | None, period: str) -> str:
+    counts = ((requests, "requests"), (tokens, "tokens"))
+    words = " and ".join(f"{count:,} {what}" for count, what in counts if count is not None)
+    return f"{words} a {period}" if words else ""
+
+
+class Took(msgspec.Struct, frozen=True, gc=False):
     """The first `count` of the group are admitted: send them, or give them back."""
 
     count: int
@@ -17,120 +47,233 @@ class Took:
     probe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True, gc=False):
     """Nothing is admitted now; ask again at `until`, or, where that is None, when something has landed."""
 
     until: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Never:
-    """The first of the group is larger than the whole limit."""
+class Never(msgspec.Struct, frozen=True, gc=False):
+    """The first of the group is larger than a whole limit: this many tokens in a `minute` or a `day`."""
 
     maximum: int
+    period: str = "minute"
 
 
 Fit = Took | Wait | Never
 
 
-class _Limit:
-    """One limit: the pace shapes it, the window proves it; the earliest time is the later of both."""
-
-    __slots__ = ("pace", "window")
-
-    def __init__(self, per_minute: int, burst_s: float) -> None:
-        # A burst below one request would never let one go early, and needs none: Pace lets any go when
-        # nothing is owed.
-        self.pace = Pace(per_minute, burst_s)
-        self.window = Window(per_minute)
-
-    def earliest(self, cost: int, now: float) -> float:
-        return max(self.pace.earliest(cost, now), self.window.earliest(cost, now))
-
-    def take(self, cost: int, now: float) -> None:
-        self.pace.take(cost, now)
-        self.window.hold(cost)
-
-    def give_back(self, cost: int) -> None:
-        self.pace.give_back(cost)
-        self.window.give_back(cost)
+#: What the pace of either saves up while the first in line waits for something else, in seconds of it: else
+#: requests that are large beside the limit would keep it from being used.
+SAVED_S: Final = 0.5
 
 
 class Bucket:
-    """Requests per minute and tokens per minute; either may be absent.
+    """Requests and tokens, per minute and per day; any of the four limits may be absent.
 
-    A cost is a number of tokens; each also costs one request.
+    A cost is a number of tokens; each also costs one request. First come, first served: nothing goes before
+    the first in line, however small.
 
-    >>> bucket = Bucket(rpm=60, tpm=None, burst_s=1.0)
+    >>> bucket = Bucket(Limit(rpm=60), burst_s=1.0)
     >>> bucket.fit([10, 10], now=0.0)
     Took(count=1, probe=False)
     >>> bucket.fit([10], now=0.0)
     Wait(until=1.0)
     """
 
-    __slots__ = ("_requests", "_tokens")
+    __slots__ = (
+        "_ahead_s",
+        "_capped",
+        "_day",
+        "_ended",
+        "_minute",
+        "_note_at",
+        "_pace_requests",
+        "_pace_tokens",
+        "_waits_since",
+        "_window",
+    )
 
-    def __init__(self, rpm: int | None, tpm: int | None, burst_s: float) -> None:
-        self._requests = None if rpm is None else _Limit(rpm, burst_s)
-        self._tokens = None if tpm is None else _Limit(tpm, burst_s)
+    def __init__(self, limit: Limit, burst_s: float) -> None:
+        self._pace_requests = Pace(math.inf, burst_s)
+        self._pace_tokens = Pace(math.inf, burst_s)
+        self._ahead_s = burst_s + SLACK_S
+        self._window = Window()
+        self._minute = Period(self._window)
+        self._day: Period | None = None
+        #: Whether more than the window of the minute stands in the way: a day, or the server's word.
+        self._capped = False
+        #: Requests that were sent and have ended.
+        self._ended = 0
+        #: When what has been sent is noted next.
+        self._note_at = -math.inf
+        #: Since when the first in line waits; infinity if none does.
+        self._waits_since = math.inf
+        self.set_limit(limit)
+
+    def set_limit(self, limit: Limit) -> None:
+        """Change the limits from now on."""
+        rpm, tpm, rpd, tpd = (math.inf if each is None else each for each in astuple(limit))
+        self._pace_requests.set_rate(rpm / MINUTE_S)
+        self._pace_tokens.set_rate(tpm / MINUTE_S)
+        self._window.max_requests, self._window.max_tokens = rpm, tpm
+        if self._day is None and min(rpd, tpd) < math.inf:
+            self._day = Period(Window(period_s=DAY_S))
+            self._capped = True
+        if self._day is not None:
+            self._day.window.max_requests, self._day.window.max_tokens = rpd, tpd
 
     def fit(self, costs: Iterable[int], now: float) -> Fit:
         """Admit the longest prefix of `costs` (tokens of each request) that may go at `now`.
 
         It reads no further than the first one that may not.
         """
-        requests, tokens = self._requests, self._tokens
-        count = 0
+        # What `Pace` and `Window` do one by one is done here for a group, with local names.
+        # long: each call more would add a tenth to what an admission costs
+        pace_requests, pace_tokens, window = self._pace_requests, self._pace_tokens, self._window
+        if now >= window.leaves:
+            window.roll(now)
+        requests, tokens = window.requests, window.tokens
+        max_requests, max_tokens = window.max_requests, window.max_tokens
+        if self._capped:
+            max_requests, max_tokens = self._caps(now)
+        requests_s, tokens_s = pace_requests.interval_s, pace_tokens.interval_s
+        requests_due, tokens_due, earliest = pace_requests.due, pace_tokens.due, now
+        if self._waits_since < now:
+            earliest = max(self._waits_since, now - SAVED_S)
+        if requests_due < earliest:
+            requests_due = earliest
+        if tokens_due < earliest:
+            tokens_due = earliest
+        ahead, count, refused = now + self._ahead_s, 0, None
         for cost in costs:
-            if tokens is not None and cost > tokens.window.limit:
-                return Took(count) if count else Never(tokens.window.limit)
-            at = now if requests is None else requests.earliest(1, now)
-            if tokens is not None:
-                at = max(at, tokens.earliest(cost, now))
-            if at > now:
-                return Took(count) if count else Wait(None if at == math.inf else at)
-            if requests is not None:
-                requests.take(1, now)
-            if tokens is not None:
-                tokens.take(cost, now)
-            count += 1
+            requests_next, tokens_next = requests_due + requests_s, tokens_due + cost * tokens_s
+            if (
+                requests >= max_requests
+                or tokens + cost > max_tokens
+                # What is larger than the burst goes where nothing is owed.
+                or (requests_next > ahead and requests_due > now)
+                or (tokens_next > ahead and tokens_due > now)
+            ):
+                refused = cost
+                break
+            requests_due, tokens_due = requests_next, tokens_next
+            requests, tokens, count = requests + 1, tokens + cost, count + 1
+        if count == 0 and refused is not None:
+            return self._refusal(refused, now)
+        self._waits_since = math.inf if refused is None else now
+        pace_requests.due, pace_tokens.due = requests_due, tokens_due
+        if self._day is not None:
+            self._day.window.take(count, tokens - window.tokens)
+        window.requests, window.tokens = requests, tokens
         return Took(count)
 
-    def sent(self, costs: Iterable[int], now: float) -> None:
+    def _caps(self, now: float) -> tuple[float, float]:
+        """Return what the window of the minute may hold at the most, by all that stands in the way."""
+        requests, tokens = self._minute.room(now, awaited=self._awaited)
+        if self._day is not None:
+            requests_a_day, tokens_a_day = self._day.room(now, awaited=self._awaited)
+            requests, tokens = min(requests, requests_a_day), min(tokens, tokens_a_day)
+        return self._window.requests + requests, self._window.tokens + tokens
+
+    @property
+    def _awaited(self) -> bool:
+        """Whether a reply is on its way, and with it the server's next word."""
+        return self._window.granted()[0] > self._ended
+
+    def _refusal(self, cost: int, now: float) -> Fit:
+        self._waits_since = min(self._waits_since, now)
+        maximum, period = self._window.max_tokens, "minute"
+        if self._day is not None and self._day.window.max_tokens < maximum:
+            maximum, period = self._day.window.max_tokens, "day"
+        if cost > maximum:
+            return Never(int(maximum), period)
+        if self._capped:
+            at = max(at for at, _ in self._times(cost, now))
+        else:
+            paces = self._pace_requests.earliest(1, now), self._pace_tokens.earliest(cost, now)
+            at = max(*paces, *self._window.earliest(1, cost, now))
+        return Wait(None if at == math.inf else at)
+
+    def _times(self, cost: int, now: float) -> Iterator[tuple[float, str]]:
+        """Yield from when each limit allows a request of this cost, with the limit's name."""
+        yield self._pace_requests.earliest(1, now), "requests"
+        yield self._pace_tokens.earliest(cost, now), "tokens"
+        for period in (self._minute, self._day):
+            if period is not None:
+                yield from period.times(cost, now, awaited=self._awaited)
+
+    def binding(self, cost: int, now: float) -> str | None:
+        """Name what a request of `cost` tokens waits for the longest; None if it may go.
+
+        `requests`, `tokens`, `requests a day`, `tokens a day`, or `server`: by its word nothing remains.
+        """
+        at, name = max(self._times(cost, now), key=itemgetter(0))
+        return None if at <= now else name
+
+    def sent(self, costs: Sequence[int], now: float) -> None:
         """Start the minute of what has just been sent."""
-        for cost in costs:
-            if self._requests is not None:
-                self._requests.window.sent(1, now)
-            if self._tokens is not None:
-                self._tokens.window.sent(cost, now)
+        requests, tokens = len(costs), sum(costs)
+        self._window.sent(requests, tokens, now)
+        if self._day is not None:
+            self._day.window.sent(requests, tokens, now)
+        if now >= self._note_at:
+            self._note_at = now + NOTE_S
+            for period in (self._minute, self._day):
+                if period is not None:
+                    period.note(now)
 
-    def give_back(self, costs: Iterable[int]) -> None:
+    def ended(self, count: int) -> None:
+        """Note that so many of those sent are answered, or never will be; their minute goes on."""
+        self._ended += count
+
+    def give_back(self, costs: Sequence[int]) -> None:
         """Return the reservations of what never left."""
-        for cost in costs:
-            if self._requests is not None:
-                self._requests.give_back(1)
-            if self._tokens is not None:
-                self._tokens.give_back(cost)
+        requests, tokens = len(costs), sum(costs)
+        self._pace_requests.give_back(requests)
+        self._pace_tokens.give_back(tokens)
+        self._window.give_back(requests, tokens)
+        if self._day is not None:
+            self._day.window.give_back(requests, tokens)
 
-    def seed(self, sent: Iterable[tuple[float, int]]) -> None:
-        """Count what an earlier process sent: (time, tokens) of each request, oldest first."""
-        for at, cost in sent:
-            if self._requests is not None:
-                self._requests.window.seed(1, at)
-            if self._tokens is not None:
-                self._tokens.window.seed(cost, at)
+    def correct(self, tokens: int, sent_at: float, now: float) -> None:
+        """Change what was sent at `sent_at` by so many tokens, now that its true size is known."""
+        self._pace_tokens.give_back(-tokens)
+        self._window.correct(tokens, sent_at, now)
+        if self._day is not None:
+            self._day.window.correct(tokens, sent_at, now)
+
+    def seed(self, at: float, requests: int, tokens: int, period_s: float = MINUTE_S) -> None:
+        """Count what an earlier process sent at `at` in the window of this period: oldest first."""
+        if period_s == MINUTE_S:
+            self._window.seed(requests, tokens, at)
+            self._ended += requests
+        elif self._day is not None:
+            self._day.window.seed(requests, tokens, at)
+
+    def believe(
+        self, kind: str, period_s: float, remaining: int, per_s: float, sent_at: float, *, refused: bool
+    ) -> None:
+        """Take the server's word: `remaining` was left when what was sent at `sent_at` arrived.
+
+        `per_s` is the rate of its limit, `refused` whether the word came with a refusal.
+        """
+        period = self._minute if period_s == MINUTE_S or self._day is None else self._day
+        period.level(kind).hear(remaining, per_s, sent_at, refused=refused)
+        self._capped = True
+
+    @property
+    def tokens_in_a_minute(self) -> int:
+        """What was sent within the last minute, or is about to be."""
+        return self._window.tokens
+
+    def slow_to(self, per_s: float) -> bool:
+        """Let tokens flow at no more than this rate; say whether that is less than the limit."""
+        limit = self._window.max_tokens / MINUTE_S
+        self._pace_tokens.set_rate(min(per_s, limit))
+        return per_s < limit
 
     def rest(self, now: float) -> None:
         """Start without a burst: after a pause."""
-        for limit in (self._requests, self._tokens):
-            if limit is not None:
-                limit.pace.rest(now)
-
-    def binding(self, cost: int, now: float) -> str | None:
-        """Name the limit that a request of `cost` tokens waits for: `requests`, `tokens` or None."""
-        requests = now if self._requests is None else self._requests.earliest(1, now)
-        tokens = now if self._tokens is None else self._tokens.earliest(cost, now)
-        if max(requests, tokens) <= now:
-            return None
-        return "requests" if requests >= tokens else "tokens"
+        self._pace_requests.rest(now)
+        self._pace_tokens.rest(now)

@@ -1,84 +1,168 @@
-"""A rate budget: the bucket, and the pauses that the server asks for."""
+"""A rate budget: the bucket, the pauses that the server asks for, and what it says of its limits."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
-from batcher.limits.bucket import Bucket, Fit, Took, Wait
+from batcher.limits.bucket import Bucket, Fit, Limit, Took, Wait
+from batcher.limits.feedback import Feedback
+from batcher.limits.growth import Growth
 
 #: The name of the pool of every model without one of its own.
 SHARED = "shared"
 #: Admission goes in groups, some milliseconds apart: a smaller burst would lose what those are worth.
-LEAST_BURST_S = 0.02
+LEAST_BURST_S = 0.05
+
+#: The first reply may tell the limits: it is waited for so long, since many servers tell none.
+LOOK_S = 5.0
+
+#: Whether the server's limit counts what a request reserves, or what it has used in the end.
+TpmCounts = Literal["reserved", "actual"]
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What the account allows; None where it sets no limit, or where nobody said."""
+class Pool(Bucket):
+    """One rate budget, shared by the models that are mapped to it: a bucket that the server can close.
 
-    #: Requests per minute.
-    rpm: int | None = None
-    #: Tokens per minute: the estimated input and the output limit of each request.
-    tpm: int | None = None
-
-
-class Pool:
-    """One rate budget, shared by the models that are mapped to it.
-
-    A grant has three endings: `sent` (it counts for a minute), `give_back` (it never left), and nothing at
-    all for one that was sent and refused: refused requests count too (OpenAI's rate-limit guide). After a
-    pause one request goes alone, as a probe, and the others wait for what becomes of it (`probed`).
+    A grant is `sent`, which starts its minute, or it never leaves: `give_back`. What was sent ends as `used`
+    or as `dropped` (refused for rate: refused requests count too, says OpenAI's rate-limit guide). After a
+    pause one request goes alone, as a probe, and the others wait for what becomes of it (`probed`). So they
+    do at the beginning where nobody gave a limit, if not for long: its reply may tell them (`hear`).
     """
 
-    __slots__ = ("_bucket", "_paused_until", "_probe_next", "_probing", "holds", "name")
+    __slots__ = (
+        "_closed_at",
+        "_counts",
+        "_feedback",
+        "_given",
+        "_growth",
+        "_guarded",
+        "_look_until",
+        "_paused_until",
+        "_probe_next",
+        "_probing",
+        "holds",
+        "limit",
+        "name",
+    )
 
-    def __init__(self, name: str, limit: Limit, burst_s: float) -> None:
+    def __init__(self, name: str, limit: Limit, burst_s: float, counts: TpmCounts = "reserved") -> None:
+        super().__init__(limit, burst_s)
         self.name = name
         #: Pauses since something last succeeded: what the backoff grows with.
         self.holds = 0
-        self._bucket = Bucket(limit.rpm, limit.tpm, burst_s)
-        self._paused_until = float("-inf")
-        self._probe_next = False
+        #: The limits that it keeps: those given, and else those that the server tells.
+        self.limit = limit
+        self._given = limit
+        self._counts = counts
+        self._feedback = Feedback()
+        self._growth: Growth | None = None
+        #: When the last hold began, and until when it lasts.
+        self._closed_at = self._paused_until = -math.inf
+        self._probe_next = limit == Limit()
         self._probing = False
+        #: Until when the first one is waited for.
+        self._look_until = math.inf
+        #: Whether any of these stands before the bucket.
+        self._guarded = self._probe_next
 
     def fit(self, costs: Iterable[int], now: float) -> Fit:
-        """Admit the longest prefix of `costs` (tokens of each request) that may go at `now`."""
-        if self._probing:
-            return Wait(None)
+        """Admit the longest prefix of `costs` (tokens of each request) that may go at `now`.
+
+        It reads no further than the first one that may not.
+        """
+        if self._guarded:
+            return self._fit_guarded(costs, now)
+        return Bucket.fit(self, costs, now)
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether the first one that goes alone goes to learn the limits, and not after a pause."""
+        return self._paused_until == -math.inf and self._probing
+
+    def _fit_guarded(self, costs: Iterable[int], now: float) -> Fit:
+        if self._probing and now < self._look_until:
+            return Wait(None if self._look_until == math.inf else self._look_until)
         if now < self._paused_until:
             return Wait(self._paused_until)
+        if self._growth is not None:
+            self._grow(self._growth.per_s(now))
+        self._guarded = self._probe_next or self._growth is not None
         if not self._probe_next:
-            return self._bucket.fit(costs, now)
-        fit = self._bucket.fit(islice(costs, 1), now)
+            return Bucket.fit(self, costs, now)
+        fit = Bucket.fit(self, islice(costs, 1), now)
         if isinstance(fit, Took) and fit.count:
             self._probe_next, self._probing = False, True
+            self._look_until = now + LOOK_S if self.is_looking else math.inf
             return Took(fit.count, probe=True)
         return fit
 
-    def sent(self, costs: Iterable[int], now: float) -> None:
-        """Start the minute of what has just been sent."""
-        self._bucket.sent(costs, now)
+    def _grow(self, per_s: float) -> None:
+        if not self.slow_to(per_s):
+            self._growth = None
 
-    def give_back(self, costs: Iterable[int]) -> None:
-        """Return the reservations of what never left."""
-        self._bucket.give_back(costs)
+    def used(self, reserved: int, actual: int | None, sent_at: float, now: float) -> None:
+        """End a reservation whose request was dealt with; `actual` is what it used, where that is known."""
+        self.ended(1)
+        if self._counts == "actual" and actual is not None:
+            self.correct(actual - reserved, sent_at, now)
 
-    def seed(self, sent: Iterable[tuple[float, int]]) -> None:
-        """Count what an earlier process sent: (time, tokens) of each request, oldest first."""
-        self._bucket.seed(sent)
+    def dropped(self) -> None:
+        """End a reservation whose request was refused for rate: it counts all the same."""
+        self.ended(1)
 
-    def pause(self, until: float, now: float) -> bool:
+    def hear(
+        self, model: str, headers: Iterable[tuple[bytes, bytes]], sent_at: float, *, refused: bool
+    ) -> bool:
+        """Take what the reply to what was sent at `sent_at` says of the limits; say whether they are new.
+
+        What remains is believed where it is less than our own window leaves. A limit is taken where none was
+        given.
+        """
+        words = self._feedback.hear(model, headers)
+        if not words:
+            return False
+        limit = self._merged(self._feedback.limit)
+        is_new = limit != self.limit
+        if is_new:
+            self.limit = limit
+            self.set_limit(limit)
+        for word in words:
+            if word.remaining is not None:
+                per_s = word.limit / word.period_s
+                self.believe(word.kind, word.period_s, word.remaining, per_s, sent_at, refused=refused)
+        return is_new
+
+    def _merged(self, told: Limit) -> Limit:
+        given = self._given
+        return Limit(
+            rpm=given.rpm or told.rpm,
+            tpm=given.tpm or told.tpm,
+            rpd=given.rpd or told.rpd,
+            tpd=given.tpd or told.tpd,
+        )
+
+    def pause(self, until: float, now: float, sent_at: float | None = None) -> bool:
         """Admit nothing before `until`, and then one first; say whether this is a new hold.
 
-        The longest of several pauses holds. What was in flight when one began is refused too: that is the
-        same hold, not another one.
+        The longest of several pauses holds. What was in flight when one began (`sent_at` is when what asked
+        for this one was sent) is refused too: that is the same hold, not another one, however late it lands.
         """
         new = now >= self._paused_until
-        self.holds += new
+        if new and sent_at is not None and sent_at < self._closed_at:
+            return False
+        if new:
+            self._closed_at = now
+            self.holds += 1
         self._paused_until = max(self._paused_until, until)
-        self._probe_next = True
-        self._bucket.rest(self._paused_until)
+        self._probe_next = self._guarded = True
+        self.rest(self._paused_until)
         return new
+
+    def slow_down(self, now: float) -> None:
+        """Let the traffic grow slowly from here: the server says that it grew too fast."""
+        self._growth = Growth(self.tokens_in_a_minute, now)
+        self._guarded = True
 
     def succeeded(self) -> None:
         """Note that the server serves this pool: the next pause is a first one again."""
@@ -89,13 +173,15 @@ class Pool:
         self._probing = False
 
     def binding(self, cost: int, now: float) -> str | None:
-        """Name what a request of `cost` tokens waits for: `requests`, `tokens`, `server` or None."""
-        if self._probing or now < self._paused_until:
+        """Name what a request of `cost` tokens waits for: see `Bucket.binding`."""
+        if (self._probing and now < self._look_until) or now < self._paused_until:
             return "server"
-        return self._bucket.binding(cost, now)
+        return Bucket.binding(self, cost, now)
 
 
-def pools(shared: Limit, by_model: Mapping[str, Limit], burst_s: float) -> dict[str, Pool]:
+def pools(
+    shared: Limit, by_model: Mapping[str, Limit], burst_s: float, counts: TpmCounts = "reserved"
+) -> dict[str, Pool]:
     """Make the pools of a job: the shared one, and one for each model with a limit of its own."""
     limits = {SHARED: shared, **by_model}
-    return {name: Pool(name, limit, max(burst_s, LEAST_BURST_S)) for name, limit in limits.items()}
+    return {name: Pool(name, limit, max(burst_s, LEAST_BURST_S), counts) for name, limit in limits.items()}

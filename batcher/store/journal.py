@@ -25,8 +25,8 @@ from batcher.store.connection import Connect, Connection, connect
 #: The order in which a group is written: what is referred to comes first.
 _TABLES: Final = ("insert_rows", "insert_attempts", "insert_settlements", "insert_outcomes")
 
-#: Attempts that may have been sent within the last minute: more than any account's limit.
-_RECENT: Final = 1_000_000
+#: Attempts that may have been sent in a second: more than any account's limit.
+_MOST_PER_S: Final = 20_000
 
 _Values = list[Any]
 
@@ -130,13 +130,17 @@ class Journal:
             )
             raise StoreError(message)
 
-    async def recent(self, period_s: float) -> list[tuple[str, float, int]]:
-        """Return what was sent in the last `period_s`: (model, `Clock.now()` then, tokens), oldest first."""
+    async def recent(self, period_s: float, slot_s: float) -> list[tuple[str, float, int, int]]:
+        """Return what was sent in the last `period_s`, in sums of slots of `slot_s`, oldest first.
+
+        Each is (model, `Clock.now()` when the last of them was sent, requests, tokens).
+        """
         wall = self._clock.wall()
         offset = wall - self._clock.now()
-        rows = await self._fetch(query("sent_since"), (_RECENT, wall - period_s))
+        most = int(_MOST_PER_S * period_s)
+        rows = await self._fetch(query("sent_since"), (most, wall - period_s, slot_s))
         # A wall clock that was set back makes records of the future: they count as of now.
-        return [(model, min(at, wall) - offset, tokens) for model, at, tokens in rows]
+        return [(model, min(at, wall) - offset, count, tokens) for model, at, count, tokens in rows]
 
     async def fresh(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Note where these lines of the file are, and return those that are not settled yet.

@@ -101,12 +101,16 @@ WHERE settlements.billed = 'maybe'
   AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id);
 
 -- name: sent_since
--- What was sent, or may have been, since this time: the rate limits of a new process begin with it.
-SELECT attempts.model, coalesce(settlements.sent_at, attempts.claimed_at) AS at, attempts.tokens
-FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
-WHERE attempts.id > (SELECT coalesce(max(id), 0) FROM attempts) - ? AND at >= ?
-  AND (settlements.attempt IS NULL OR settlements.sent_at IS NOT NULL OR settlements.error = 'crashed')
-ORDER BY at;
+-- What was sent, or may have been, since this time, in slots of so many seconds: the rate limits of a new
+-- process begin with it. What a dead process had in flight may have been sent until it was seen dead.
+WITH sent AS (
+  SELECT attempts.model, attempts.tokens, coalesce(settlements.sent_at, settlements.ended_at) AS at
+  FROM attempts JOIN settlements ON settlements.attempt = attempts.id
+  WHERE attempts.id > (SELECT coalesce(max(id), 0) FROM attempts) - ?
+    AND (settlements.sent_at IS NOT NULL OR settlements.error = 'crashed')
+)
+SELECT model, max(at) AS latest, count(*), sum(tokens)
+FROM sent WHERE at >= ? GROUP BY model, CAST(at / ? AS INTEGER) ORDER BY latest;
 
 -- name: count_rows
 -- How many rows of the file ended how: their state, and the error's code or why the answer ended early.

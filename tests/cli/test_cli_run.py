@@ -181,7 +181,7 @@ def test_status_beside_a_run_knows_what_is_settled(batcher, serve, launch, write
         settled = batcher("run", job, *url, "--limit-rows", 20, "--json").json
     with (
         serve("--latency-after", "20000", port=fast.port) as slow,
-        launch("run", job, *url, "--max-inflight", 10, "--quiet") as running,
+        launch("run", job, *url, "--max-inflight", 10, "--rpm", 60_000, "--quiet") as running,
     ):
         slow.wait_for(10, running)
         status = batcher("status", job, "--json").json
@@ -225,7 +225,7 @@ def test_rows_in_doubt_after_a_crash_keep_their_request_and_are_no_job_of_their_
 ):
     rows = reviews(10)
     job = write(rows)
-    once = ("--delivery", "at-most-once")
+    once = ("--delivery", "at-most-once", "--rpm", 60_000)
     with serve("--latency-after", "20000") as slow:
         with launch("run", job, "--base-url", slow.base_url, *once) as running:
             slow.wait_for(10, running)

@@ -662,7 +662,7 @@ def test_an_interrupted_run_says_what_was_sent_and_what_never_left(job):
         # The queue holds one connection that nobody accepts; the others never get that far.
         listener.listen(0)
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        command = job.command(base_url, "--grace", 0)
+        command = job.command(base_url, "--grace", 0, "--rpm", 60_000)
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as process:
             try:

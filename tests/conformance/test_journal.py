@@ -522,15 +522,15 @@ def test_recent_tells_what_was_sent_within_the_period_by_this_clock(driver):
             await journal.settle(settled)
         driver.clock.advance(20)
         async with driver.journal() as journal:
-            recent = await journal.recent(60.0)
-            assert [(model, round(at, 3), tokens) for model, at, tokens in recent] == [
-                ("m", 90.0, 10),
-                ("m", 95.0, 10),
-                ("m", 100.0, 10),  # in flight at the crash: from its claim
+            recent = await journal.recent(60.0, 0.1)
+            assert [(model, round(at, 3), count, tokens) for model, at, count, tokens in recent] == [
+                ("m", 90.0, 1, 10),
+                ("m", 95.0, 1, 10),
+                ("m", 120.0, 1, 10),  # in flight at the crash: it may have left until it was seen dead
             ]
         driver.clock.advance(31)
         async with driver.journal() as journal:
-            assert len(await journal.recent(60.0)) == 2
+            assert len(await journal.recent(60.0, 0.1)) == 2
 
     driver.run(main)
 
@@ -543,7 +543,7 @@ def test_after_the_wall_clock_was_set_back_nothing_recent_lies_in_the_future(dri
         driver.clock.advance(1)
         driver.clock.epoch -= 3600
         async with driver.journal() as journal:
-            assert [at for _, at, _ in await journal.recent(60.0)] == [driver.clock.now()]
+            assert [at for _, at, *_ in await journal.recent(60.0, 0.1)] == [driver.clock.now()]
 
     driver.run(main)
 
@@ -721,7 +721,7 @@ def test_a_cancelled_verb_is_carried_out_and_the_next_one_is_undisturbed(driver)
 async def eventful(driver, connect):
     """Use every statement of the journal: rows that moved, left, came, are opened again, claimed, ended."""
     async with driver.journal(connect=connect, reopen=frozenset({"refused", "exhausted"})) as journal:
-        await journal.recent(60)
+        await journal.recent(60, 0.1)
         _, rows = await walk(journal, ["b", "new", "a", "c", "d"], group=3, end=False)
         claimed = await claim(journal, rows.values())
         await journal.settle([done(claimed[0]), failed(claimed[1])])

@@ -43,7 +43,9 @@ def test_the_second_signal_does_not_wait(batcher, serve, launch, reviews, write,
     job = write(reviews(200))
     with serve("--latency-after", "20000") as slow:
         began = time.monotonic()
-        with launch("run", job, "--base-url", slow.base_url, "--max-inflight", 10, "--json") as running:
+        with launch(
+            "run", job, "--base-url", slow.base_url, "--max-inflight", 10, "--rpm", 60_000, "--json"
+        ) as running:
             slow.wait_for(10, running)
             running.signal(number)
             time.sleep(0.5)
@@ -64,7 +66,17 @@ def test_the_grace_period_ends_what_does_not_land(serve, launch, reviews, write)
     with serve("--latency-after", "20000") as slow:
         began = time.monotonic()
         with launch(
-            "run", job, "--base-url", slow.base_url, "--max-inflight", 10, "--grace", "1s", "--json"
+            "run",
+            job,
+            "--base-url",
+            slow.base_url,
+            "--max-inflight",
+            10,
+            "--rpm",
+            60_000,
+            "--grace",
+            "1s",
+            "--json",
         ) as running:
             slow.wait_for(10, running)
             running.signal(signal.SIGINT)
@@ -77,7 +89,7 @@ def test_a_second_process_on_the_same_store_is_refused(batcher, serve, launch, r
     job = write(reviews(100))
     with (
         serve("--latency-after", "20000") as slow,
-        launch("run", job, "--base-url", slow.base_url, "--max-inflight", 10) as first,
+        launch("run", job, "--base-url", slow.base_url, "--max-inflight", 10, "--rpm", 60_000) as first,
     ):
         slow.wait_for(10, first)
         second = batcher("run", job, "--base-url", slow.base_url)

@@ -1,0 +1,182 @@
+"""What the server says of its limits, in the headers of its replies.
+
+`x-ratelimit-{limit,remaining,reset}-{requests,tokens,project-tokens}`, as OpenAI sends them (rate-limits
+guide, "Rate limits in headers") and many others do. A reset is a duration: `12ms`, `1s`, `1m30s`, `6m0s`,
+`8.64s`. What is missing, malformed or absurd counts for nothing.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple
+
+from batcher.limits.bucket import Limit
+from batcher.limits.window import DAY_S, MINUTE_S
+
+Kind = Literal["requests", "tokens"]
+
+#: No account has such a limit.
+_ABSURD: Final = 10**12
+#: Clocks and roundings leave so much between two figures that are meant to be the same.
+_NEARLY: Final = 1.1
+_PREFIX: Final = b"x-ratelimit-"
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(d|h|ms|m|s)")
+_UNITS: Final[Mapping[str, float]] = {"d": DAY_S, "h": 3600.0, "m": MINUTE_S, "s": 1.0, "ms": 0.001}
+
+
+class Announced(NamedTuple):
+    """One limit, as a reply announces it."""
+
+    limit: int
+    #: None where the reply does not say it.
+    remaining: int | None = None
+    #: Until it is whole again, in seconds: more than `reset_s - rounding_s`, and no more than `reset_s`.
+    reset_s: float | None = None
+    rounding_s: float = 0.0
+
+    def period_s(self) -> float | None:
+        """Tell the period of the limit, which no header does; None where it can't be told.
+
+        A bucket that refills continuously, as OpenAI's look like, is whole again after
+        (limit - remaining) / rate. Other servers say when the last request leaves their window, or when their
+        window ends; with a limit per minute that is never more than a minute away.
+        """
+        if self.remaining is None or self.reset_s is None:
+            return None
+        if self.reset_s - self.rounding_s > MINUTE_S:
+            return DAY_S
+        used = self.limit - self.remaining
+        if used == 0 or self.reset_s == 0.0:
+            return None
+        # What remains is rounded down, so a little less may be used than it seems.
+        least = self.limit * (self.reset_s - self.rounding_s) / used
+        most = self.limit * self.reset_s / max(used - 1, 0.5)
+        if least <= MINUTE_S * _NEARLY or MINUTE_S - self.reset_s <= 1.0:
+            return MINUTE_S
+        return DAY_S if least <= DAY_S * _NEARLY and most >= DAY_S / _NEARLY else MINUTE_S
+
+
+def read(headers: Iterable[tuple[bytes, bytes]]) -> dict[Kind, Announced]:
+    """Read the limits that a reply's headers announce; of a project's and the account's, the tighter.
+
+    `headers` are pairs of a name in lower case and a value.
+    """
+    found = {name[len(_PREFIX) :]: value for name, value in headers if name.startswith(_PREFIX)}
+    limits: dict[Kind, Announced] = {}
+    if not found:
+        return limits
+    for name, kind in _NAMES:
+        limit = _announced(found, name)
+        if limit is not None and (kind not in limits or _left(limit) < _left(limits[kind])):
+            limits[kind] = limit
+    return limits
+
+
+_NAMES: Final[tuple[tuple[bytes, Kind], ...]] = (
+    (b"requests", "requests"),
+    (b"tokens", "tokens"),
+    (b"project-tokens", "tokens"),
+)
+
+
+def _left(limit: Announced) -> int:
+    return limit.limit if limit.remaining is None else limit.remaining
+
+
+def _announced(found: Mapping[bytes, bytes], name: bytes) -> Announced | None:
+    limit = _count(found.get(b"limit-" + name))
+    if not limit:
+        return None  # -1 and 0 are Azure's for none
+    remaining = _count(found.get(b"remaining-" + name))
+    if remaining is not None and remaining > limit:
+        remaining = None
+    return Announced(limit, remaining, *_duration(found.get(b"reset-" + name)))
+
+
+def _count(value: bytes | None) -> int | None:
+    """Read a whole number; None where it is none that can be meant."""
+    try:
+        number = float(value or b"")
+    except ValueError:
+        return None
+    return int(number) if 0 <= number <= _ABSURD and number == int(number) else None
+
+
+def _duration(value: bytes | None) -> tuple[float | None, float]:
+    """Read a duration in seconds, and to how much of a second it is rounded."""
+    text = (value or b"").decode("latin-1").strip()
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        # Plain seconds, as some say them.
+        if not re.fullmatch(r"\d{1,9}(\.\d+)?", text):
+            return None, 0.0
+        parts = [(text, "s")]
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    number, unit = parts[-1]
+    if seconds > DAY_S * _NEARLY:
+        return None, 0.0
+    rounding_s = _UNITS[unit] if unit in ("s", "ms") else 1.0
+    return seconds, rounding_s / 10 ** len(number.partition(".")[2])
+
+
+class Word(NamedTuple):
+    """What the server says remains of a limit."""
+
+    kind: Kind
+    limit: int
+    period_s: float
+    #: None where it does not say.
+    remaining: int | None
+
+
+class Feedback:
+    """The limits of a pool as the server announces them, of every model in it."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        #: (kind, model) -> (limit, period in seconds, how many words in a row told another period).
+        self._known: dict[tuple[Kind, str], tuple[int, float, int]] = {}
+
+    def hear(self, model: str, headers: Iterable[tuple[bytes, bytes]]) -> list[Word]:
+        """Take a reply's headers, and return what remains of the limits that bind the pool.
+
+        Where models in one pool have different limits, the tightest speaks for all.
+        """
+        words = []
+        for kind, said in read(headers).items():
+            period_s = self._period_s(kind, model, said)
+            binds = min(
+                limit
+                for (of, _), (limit, per_s, _) in self._known.items()
+                if of == kind and per_s == period_s
+            )
+            if said.limit == binds:
+                words.append(Word(kind, said.limit, period_s, said.remaining))
+        return words
+
+    def _period_s(self, kind: Kind, model: str, said: Announced) -> float:
+        """Note a limit and tell its period: once it is known, one word alone does not change it."""
+        told = said.period_s()
+        _, known, others = self._known.get((kind, model), (0, told or MINUTE_S, 0))
+        others = 0 if told in (None, known) else others + 1
+        if told is not None and others >= _SURE:
+            known, others = told, 0
+        self._known[kind, model] = (said.limit, known, others)
+        return known
+
+    @property
+    def limit(self) -> Limit:
+        """What is known of the pool's limits."""
+        least: dict[tuple[Kind, float], int] = {}
+        for (kind, _), (limit, period_s, _) in self._known.items():
+            least[kind, period_s] = min(limit, least.get((kind, period_s), limit))
+        return Limit(
+            rpm=least.get(("requests", MINUTE_S)),
+            tpm=least.get(("tokens", MINUTE_S)),
+            rpd=least.get(("requests", DAY_S)),
+            tpd=least.get(("tokens", DAY_S)),
+        )
+
+
+#: So many words in a row must tell another period than the one that was taken.
+_SURE: Final = 2
