@@ -15,9 +15,9 @@ from batcher.queue import Queue
 from batcher.request import Claimed, Landed, Reply, Try
 from batcher.verdict import Done, Hold, Verdict
 
-#: Headers are read again where a request was sent so much later than the last whose reply was read, in
-#: seconds: replies a millisecond apart say the same.
-HEAR_S: Final = 0.005
+#: The headers of a reply are read if it came so much later than the last of which they were, in seconds: at
+#: a thousand replies a second a sample tells as much.
+HEAR_S: Final = 0.002
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Lane:
     bound: str | None = None
     #: The attempt that went first after a pause, until it has landed.
     probe: int | None = None
-    #: When the last request was sent whose reply's headers were read.
+    #: When the last reply came whose headers were read.
     _heard_at: float = -math.inf
     #: Tokens of what has left and the pool does not know of yet, and when the last of it did.
     _departed: list[int] = field(default_factory=list)
@@ -86,9 +86,9 @@ class Lane:
     def hear(self, claimed: Claimed, reply: Reply) -> Limit | None:
         """Read what a reply says of the limits; return them if that is news."""
         refused = reply.status == 429
-        if reply.sent_at < self._heard_at + HEAR_S and not refused:
+        if reply.ended_at < self._heard_at + HEAR_S and not refused:
             return None
-        self._heard_at = max(reply.sent_at, self._heard_at)
+        self._heard_at = reply.ended_at
         self._count_departed()
         pool = self.pool
         is_news = pool.hear(claimed.request.model, reply.headers, reply.sent_at, refused=refused)

@@ -34,8 +34,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     #: The same per day: in any 24 hours.
     rpd: int | None = None
     tpd: int | None = None
-    #: Whether the server's limits count the tokens that a request reserves or those that it has used.
-    tpm_counts: TpmCounts = "reserved"
+    #: Whether the server's limits count the tokens that a request reserves or those that it has used: `auto`
+    #: goes by its headers.
+    tpm_counts: TpmCounts = "auto"
     #: Model -> its own limit.
     limits: Mapping[str, Limit] = {}
     #: How far ahead of its even rate the flow may run, in seconds.

@@ -81,10 +81,11 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--tpd", type=int, metavar="N", help="Tokens per day, never exceeded in any 24 hours.")
 @click.option(
     "--tpm-counts",
-    type=click.Choice(["reserved", "actual"]),
-    default="reserved",
+    type=click.Choice(["auto", "reserved", "actual"]),
+    default="auto",
     show_default=True,
-    help="What the server's limit counts: what a request reserves, or what it has used in the end.",
+    help="What the server's limit counts: what a request reserves, or what it has used in the end. auto: "
+    "reserved, unless its headers show that it gives tokens back.",
 )
 @click.option(
     "--limit",

@@ -120,6 +120,13 @@ def _names() -> Iterator[str]:
     help="A bucket that holds one minute and refills continuously, or a limit that is exact in every 60 s.",
 )
 @click.option(
+    "--tpm-counts",
+    type=click.Choice(["reserved", "actual"]),
+    default="reserved",
+    show_default=True,
+    help="Count what a request reserves, or give back at its end what it did not use.",
+)
+@click.option(
     "--latency",
     "--latency-before",
     "latency_before_ms",

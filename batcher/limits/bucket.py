@@ -170,10 +170,15 @@ class Bucket:
 
     def _caps(self, now: float) -> tuple[float, float]:
         """Return what the window of the minute may hold at the most, by all that stands in the way."""
-        requests, tokens = self._minute.room(now, awaited=self._awaited)
+        awaited = self._awaited
+        requests, tokens = self._minute.room(now, awaited=awaited)
+        heard = self._minute.heard
         if self._day is not None:
-            requests_a_day, tokens_a_day = self._day.room(now, awaited=self._awaited)
+            requests_a_day, tokens_a_day = self._day.room(now, awaited=awaited)
             requests, tokens = min(requests, requests_a_day), min(tokens, tokens_a_day)
+            heard = heard or self._day.heard
+        if heard and not awaited:
+            requests = min(requests, 1)  # one goes first, to hear how things stand
         return self._window.requests + requests, self._window.tokens + tokens
 
     @property
@@ -261,6 +266,10 @@ class Bucket:
         period = self._minute if period_s == MINUTE_S or self._day is None else self._day
         period.level(kind).hear(remaining, per_s, sent_at, refused=refused)
         self._capped = True
+
+    def tokens_sent_by(self, at: float) -> tuple[int, int] | None:
+        """Return the tokens that had been sent by `at`: within the minute, and in all; None if unknown."""
+        return self._minute.tokens.sent_by(at)
 
     @property
     def tokens_in_a_minute(self) -> int:

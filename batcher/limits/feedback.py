@@ -126,6 +126,7 @@ class Word(NamedTuple):
     period_s: float
     #: None where it does not say.
     remaining: int | None
+    reset_s: float | None
 
 
 class Feedback:
@@ -151,7 +152,7 @@ class Feedback:
                 if of == kind and per_s == period_s
             )
             if said.limit == binds:
-                words.append(Word(kind, said.limit, period_s, said.remaining))
+                words.append(Word(kind, said.limit, period_s, said.remaining, said.reset_s))
         return words
 
     def _period_s(self, kind: Kind, model: str, said: Announced) -> float:

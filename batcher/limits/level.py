@@ -1,8 +1,10 @@
 """What the server says remains, carried on to now."""
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 #: So much of the rate is left to others who may send before the server's next word comes, in seconds of it:
@@ -10,7 +12,7 @@ from typing import Final, NamedTuple
 LEAST_MARGIN_S: Final = 0.15
 MOST_MARGIN_S: Final = 6.0
 #: How long it is remembered that a word fell short of what was expected, in seconds (to a third).
-_MEMORY_S: Final = 60.0
+_MEMORY_S: Final = 300.0
 #: How often what has been sent is noted, in seconds, and how many notes are kept: some minutes.
 NOTE_S: Final = 0.02
 _NOTES: Final = 16_384
@@ -44,10 +46,9 @@ class Level:
 
     __slots__ = (
         "_at",
-        "_counted",
         "_empty",
-        "_ever",
         "_margin",
+        "_note",
         "_notes",
         "_per_s",
         "_period_s",
@@ -60,9 +61,10 @@ class Level:
         self._notes: deque[_Note] = deque(maxlen=_NOTES)
         #: Whether there is a word to go by.
         self.heard = False
-        #: The word, and what we had counted and ever sent then, and the rate of the server's limit.
+        #: The word, what we had sent then, and the rate of the server's limit.
         self._at = -math.inf
-        self._remaining = self._counted = self._ever = 0
+        self._note = _Note(-math.inf, 0, 0, -math.inf)
+        self._remaining = 0
         self._per_s = 0.0
         #: What is left to others.
         self._margin = 0.0
@@ -85,23 +87,27 @@ class Level:
             self.heard = self.heard and self._empty <= _NOT_MEANT
             return
         memory = math.exp(-max(at - self._at, 0.0) / _MEMORY_S)
-        # How much a refusal fell short nobody says.
-        short = note.expected - remaining + (1 + note.expected / 2 if refused else 0)
-        short = max(short, self._margin * memory)
-        self._margin = min(short, MOST_MARGIN_S * per_s)
-        if at == self._at:
+        short = note.expected - remaining
+        if refused and 2 * remaining <= note.expected:
+            # Nobody says by how much a refused one fell short.
+            short += 1 + note.expected / 2
+        self._margin = min(max(short, self._margin * memory), MOST_MARGIN_S * per_s)
+        if note is self._note:
             # Sent together: the one that found less has come later.
             self._remaining = min(remaining, self._remaining)
         elif at > self._at:
+            self._at, self._note = at, note
             self._remaining, self._per_s = remaining, per_s
-            self._at, self._counted, self._ever = at, note.counted, note.ever
             self.heard = True
 
+    def sent_by(self, at: float) -> tuple[int, int] | None:
+        """Return what had been sent by `at`: within the period, and in all; None where that is not known."""
+        note = self._noted(at)
+        return None if note is None else (note.counted, note.ever)
+
     def _noted(self, at: float) -> _Note | None:
-        for note in reversed(self._notes):
-            if note.at <= at + _SAME_S:
-                return note
-        return None
+        place = bisect_right(self._notes, at + _SAME_S, key=attrgetter("at"))
+        return self._notes[place - 1] if place else None
 
     def room(self, used: int, granted: int, now: float, *, awaited: bool) -> float:
         """Return how much may go at `now`.
@@ -147,7 +153,7 @@ class Level:
         return self._at + self._period_s
 
     def _as_window(self, used: int) -> float:
-        return self._remaining - (used - self._counted)
+        return self._remaining - (used - self._note.counted)
 
     def _as_bucket(self, granted: int, now: float) -> float:
-        return self._remaining - (granted - self._ever) + self._per_s * (now - self._at) + _SLACK
+        return self._remaining - (granted - self._note.ever) + self._per_s * (now - self._at) + _SLACK

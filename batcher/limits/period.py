@@ -19,6 +19,11 @@ class Period:
             ("requests a day", "tokens a day") if window.period_s == DAY_S else ("requests", "tokens")
         )
 
+    @property
+    def heard(self) -> bool:
+        """Whether the server has said what remains of either."""
+        return self.requests.heard or self.tokens.heard
+
     def room(self, now: float, *, awaited: bool) -> tuple[float, float]:
         """Return how many requests and how many tokens may go at `now`.
 

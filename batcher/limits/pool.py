@@ -6,8 +6,9 @@ from itertools import islice
 from typing import Literal
 
 from batcher.limits.bucket import Bucket, Fit, Limit, Took, Wait
-from batcher.limits.feedback import Feedback
+from batcher.limits.feedback import Feedback, Word
 from batcher.limits.growth import Growth
+from batcher.limits.returns import Heard, Returns
 
 #: The name of the pool of every model without one of its own.
 SHARED = "shared"
@@ -17,8 +18,9 @@ LEAST_BURST_S = 0.05
 #: The first reply may tell the limits: it is waited for so long, since many servers tell none.
 LOOK_S = 5.0
 
-#: Whether the server's limit counts what a request reserves, or what it has used in the end.
-TpmCounts = Literal["reserved", "actual"]
+#: Whether the server's limit counts what a request reserves, or what it has used in the end; `auto` takes the
+#: first, which is what OpenAI does, unless the headers show the other.
+TpmCounts = Literal["auto", "reserved", "actual"]
 
 
 class Pool(Bucket):
@@ -41,12 +43,14 @@ class Pool(Bucket):
         "_paused_until",
         "_probe_next",
         "_probing",
+        "_returns",
+        "_unused",
         "holds",
         "limit",
         "name",
     )
 
-    def __init__(self, name: str, limit: Limit, burst_s: float, counts: TpmCounts = "reserved") -> None:
+    def __init__(self, name: str, limit: Limit, burst_s: float, counts: TpmCounts = "auto") -> None:
         super().__init__(limit, burst_s)
         self.name = name
         #: Pauses since something last succeeded: what the backoff grows with.
@@ -56,6 +60,9 @@ class Pool(Bucket):
         self._given = limit
         self._counts = counts
         self._feedback = Feedback()
+        self._returns = Returns()
+        #: Of all answers: tokens that were reserved and not used.
+        self._unused = 0
         self._growth: Growth | None = None
         #: When the last hold began, and until when it lasts.
         self._closed_at = self._paused_until = -math.inf
@@ -104,7 +111,10 @@ class Pool(Bucket):
     def used(self, reserved: int, actual: int | None, sent_at: float, now: float) -> None:
         """End a reservation whose request was dealt with; `actual` is what it used, where that is known."""
         self.ended(1)
-        if self._counts == "actual" and actual is not None:
+        if actual is None:
+            return
+        self._unused += reserved - actual
+        if self._counts == "actual" or (self._counts == "auto" and self._returns.shown):
             self.correct(actual - reserved, sent_at, now)
 
     def dropped(self) -> None:
@@ -131,7 +141,15 @@ class Pool(Bucket):
             if word.remaining is not None:
                 per_s = word.limit / word.period_s
                 self.believe(word.kind, word.period_s, word.remaining, per_s, sent_at, refused=refused)
+                if word.kind == "tokens" and not self._returns.shown:
+                    self._look_for_returns(word, per_s, sent_at)
         return is_new
+
+    def _look_for_returns(self, said: Word, per_s: float, sent_at: float) -> None:
+        sent = self.tokens_sent_by(sent_at)
+        if sent is not None and said.remaining is not None:
+            heard = Heard(sent_at, said.remaining, *sent, self._unused, said.reset_s)
+            self._returns.hear(heard, said.limit, per_s)
 
     def _merged(self, told: Limit) -> Limit:
         given = self._given
@@ -180,7 +198,7 @@ class Pool(Bucket):
 
 
 def pools(
-    shared: Limit, by_model: Mapping[str, Limit], burst_s: float, counts: TpmCounts = "reserved"
+    shared: Limit, by_model: Mapping[str, Limit], burst_s: float, counts: TpmCounts = "auto"
 ) -> dict[str, Pool]:
     """Make the pools of a job: the shared one, and one for each model with a limit of its own."""
     limits = {SHARED: shared, **by_model}

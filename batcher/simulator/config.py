@@ -80,6 +80,8 @@ class Config:
     tpm: int | None = None
     #: `bucket`: refills continuously and holds one minute. `sliding`: exact over every 60 seconds.
     window: Literal["bucket", "sliding"] = "bucket"
+    #: `reserved`: what a request may use counts for its minute. `actual`: what it did not use is given back.
+    tpm_counts: Literal["reserved", "actual"] = "reserved"
     #: Least and most milliseconds between a request's arrival and the moment it counts.
     latency_before_ms: tuple[float, float] = (0.0, 0.0)
     #: Least and most milliseconds between the moment it counts and the answer.

@@ -1,6 +1,6 @@
 """Requests and tokens per minute, as a server counts them: pure, `now` is an argument.
 
-Two kinds of budget behind the same three verbs (`pass_to`, `wait_s`, `take`):
+Two kinds of budget behind the same verbs (`pass_to`, `wait_s`, `take`, `give_back`):
 - `Bucket` is what OpenAI's headers look like (reset = (limit - remaining) / rate): it holds one minute's
   worth, starts full and refills continuously. Over its first minute it can grant twice its limit.
 - `SlidingWindow` grants at most its limit in every 60 seconds, exactly.
@@ -8,6 +8,7 @@ Two kinds of budget behind the same three verbs (`pass_to`, `wait_s`, `take`):
 
 import functools
 import math
+from bisect import bisect_left
 from collections import deque
 from typing import Literal, NamedTuple, Protocol
 
@@ -33,6 +34,10 @@ class Budget(Protocol):
 
     def take(self, amount: int) -> None:
         """Take so much; the caller has seen that `wait_s` is 0."""
+        ...
+
+    def give_back(self, amount: int, at: float) -> None:
+        """Give back so much of what was taken at `at`."""
         ...
 
     def reset_s(self) -> float:
@@ -66,6 +71,10 @@ class Bucket:
     def take(self, amount: int) -> None:
         """See `Budget.take`."""
         self.remaining -= amount
+
+    def give_back(self, amount: int, at: float) -> None:  # noqa: ARG002  it keeps no time
+        """See `Budget.give_back`."""
+        self.remaining = min(self.limit, self.remaining + amount)
 
     def reset_s(self) -> float:
         """See `Budget.reset_s`."""
@@ -110,6 +119,13 @@ class SlidingWindow:
             log.append((self._now, amount))
         self.remaining -= amount
 
+    def give_back(self, amount: int, at: float) -> None:
+        """See `Budget.give_back`."""
+        place = bisect_left(self._log, (at, 0))
+        if place < len(self._log) and self._log[place][0] == at:
+            self._log[place] = (at, self._log[place][1] - amount)
+            self.remaining += amount
+
     def reset_s(self) -> float:
         """See `Budget.reset_s`."""
         return self._log[-1][0] + PERIOD_S - self._now if self._log else 0.0
@@ -151,6 +167,11 @@ class ModelLimits:
         if by_tokens:
             by_tokens.take(tokens)
         return None
+
+    def give_back(self, tokens: int, at: float) -> None:
+        """Give back so many of the tokens that a request took at `at`."""
+        if self._tokens:
+            self._tokens.give_back(tokens, at)
 
     def headers(self, now: float) -> bytes:
         """Return the `x-ratelimit-*` header lines, of the budgets that there are."""

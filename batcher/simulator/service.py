@@ -41,6 +41,9 @@ class Work(msgspec.Struct, gc=False):
     held: bool = False
     before_s: float = 0.0
     after_s: float = 0.0
+    #: When it counted, and the tokens of its charge that are given back when it is finished.
+    counted_at: float = 0.0
+    unused: int = 0
     answer: bytes = b""
     #: What it meets; None: it is answered as it should be.
     fault: Fault | None = None
@@ -69,6 +72,7 @@ class Service:
         self._under_way: dict[str, bytes] = {}
         self._honour = config.idempotency == "honour"
         self._limited = bool(config.rpm or config.tpm)
+        self._gives_back = self._limited and config.tpm_counts == "actual"
         self._credential = f"Bearer {config.api_key}".encode() if config.api_key else None
 
     def arrive(
@@ -131,6 +135,7 @@ class Service:
                     work.answer = self._over(work, over, limits.headers(now))
                     return
             lines = limits.headers(now)
+            work.counted_at = now
         if self._faulty:
             self._faults.happened(work.name, by_script=by_script)
         if fault:
@@ -142,7 +147,9 @@ class Service:
             self._turn_away(work, fault, lines)
 
     def finish(self, work: Work) -> None:
-        """Let go of the request's key."""
+        """Let go of the request's key, and of the tokens that it did not use."""
+        if work.unused:
+            self._limits[work.asked.model].give_back(work.unused, work.counted_at)
         if work.held and isinstance(work.name, str):
             del self._under_way[work.name]
 
@@ -154,6 +161,8 @@ class Service:
             lines += b"idempotent-replayed: true\r\n"
         else:
             self._ledger.bill(work.name, work.digest, work.asked.model, usage)
+            if self._gives_back:
+                work.unused = max(work.asked.charge - usage.prompt - usage.completion, 0)
         fault = work.fault
         if fault is None:
             work.answer = reply(200, work.digest, body, lines)
