@@ -60,7 +60,7 @@ LOOK_AHEAD_BYTES: Final = 32_000_000
 #: Admission stops while so many bytes of replies wait for the disk.
 UNSETTLED_BYTES: Final = 64_000_000
 #: Within a pace's burst, admission waits this long for more to go together: a claim is a commit.
-TICK_S: Final = 0.025
+TICK_S: Final = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

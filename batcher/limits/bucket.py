@@ -63,9 +63,11 @@ class Never(msgspec.Struct, frozen=True, gc=False):
 Fit = Took | Wait | Never
 
 
-#: What the pace of either saves up while the first in line waits for something else, in seconds of it: else
-#: requests that are large beside the limit would keep it from being used.
-SAVED_S: Final = 0.5
+#: What a pace saves up while the first in line waits for something else, in seconds of it: else requests that
+#: are large beside the limit would keep both limits from being used. One of a tenth of a minute's tokens holds
+#: what is behind it up for 6 s.
+SAVED_REQUESTS_S: Final = 6.0
+SAVED_TOKENS_S: Final = 0.5
 
 
 class Bucket:
@@ -138,13 +140,15 @@ class Bucket:
         if self._capped:
             max_requests, max_tokens = self._caps(now)
         requests_s, tokens_s = pace_requests.interval_s, pace_tokens.interval_s
-        requests_due, tokens_due, earliest = pace_requests.due, pace_tokens.due, now
+        requests_due, tokens_due = pace_requests.due, pace_tokens.due
+        requests_from = tokens_from = now
         if self._waits_since < now:
-            earliest = max(self._waits_since, now - SAVED_S)
-        if requests_due < earliest:
-            requests_due = earliest
-        if tokens_due < earliest:
-            tokens_due = earliest
+            requests_from = max(self._waits_since, now - SAVED_REQUESTS_S)
+            tokens_from = max(self._waits_since, now - SAVED_TOKENS_S)
+        if requests_due < requests_from:
+            requests_due = requests_from
+        if tokens_due < tokens_from:
+            tokens_due = tokens_from
         ahead, count, refused = now + self._ahead_s, 0, None
         for cost in costs:
             requests_next, tokens_next = requests_due + requests_s, tokens_due + cost * tokens_s
@@ -161,7 +165,7 @@ class Bucket:
             requests, tokens, count = requests + 1, tokens + cost, count + 1
         if count == 0 and refused is not None:
             return self._refusal(refused, now)
-        self._waits_since = math.inf if refused is None else now
+        self._waits_since = math.inf if refused is None else min(self._waits_since, now)
         pace_requests.due, pace_tokens.due = requests_due, tokens_due
         if self._day is not None:
             self._day.window.take(count, tokens - window.tokens)

@@ -13,7 +13,7 @@ from batcher.limits.returns import Heard, Returns
 #: The name of the pool of every model without one of its own.
 SHARED = "shared"
 #: Admission goes in groups, some milliseconds apart: a smaller burst would lose what those are worth.
-LEAST_BURST_S = 0.05
+LEAST_BURST_S = 0.1
 
 #: The first reply may tell the limits: it is waited for so long, since many servers tell none.
 LOOK_S = 5.0
