@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from typing import Final
 
@@ -19,6 +20,10 @@ from batcher.verdict import Done, Hold, Verdict
 #: a thousand replies a second a sample tells as much.
 HEAR_S: Final = 0.002
 
+#: A wait for a daily limit that is longer than this is told, and no more often than this, in seconds.
+LONG_WAIT_S: Final = 60.0
+TOLD_EVERY_S: Final = 3600.0
+
 
 @dataclass(slots=True)
 class Lane:
@@ -34,6 +39,8 @@ class Lane:
     bound: str | None = None
     #: The attempt that went first after a pause, until it has landed.
     probe: int | None = None
+    #: When it was last told that it waits for a daily limit.
+    _told_at: float = -math.inf
     #: When the last reply came whose headers were read.
     _heard_at: float = -math.inf
     #: Tokens of what has left and the pool does not know of yet, and when the last of it did.
@@ -124,10 +131,16 @@ class Lane:
         if self.pool.pause(until, now, sent_at):
             self.ramp.cut()
 
-    def note_bound(self, now: float) -> None:
-        """Note which limit its first request waits for."""
+    def wait(self, until: float | None, now: float) -> str | None:
+        """Note which limit its first request waits for; return a line to tell if that takes hours."""
         head = next(self.ready(now), None)
         self.bound = None if head is None else self.pool.binding(head.request.tokens, now)
+        is_daily = self.bound is not None and self.bound.endswith("a day")
+        if not is_daily or until is None or until - now < LONG_WAIT_S or now < self._told_at + TOLD_EVERY_S:
+            return None
+        self._told_at = now
+        wait = timedelta(seconds=round(until - now))
+        return f"the limit of {self.bound} is reached: the next request goes in {wait}"
 
 
 def share(lane: Lane, lanes: Iterable[Lane], free: int, now: float) -> int:

@@ -213,8 +213,9 @@ class Loop:
             else:
                 lane.bound, until = None, lane.queue.next_due
                 if isinstance(fit, Wait):
-                    lane.note_bound(now)
                     until = fit.until
+                    if notice := lane.wait(until, now):
+                        self.notices.append(notice)
                 await lane.bell.wait(None if until is None else max(until - now, TICK_S))
 
     def _share(self, lane: Lane) -> int:

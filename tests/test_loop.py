@@ -59,6 +59,8 @@ class Setting:
     max_tokens: int = 10
     rpm: int | None = None
     tpm: int | None = None
+    rpd: int | None = None
+    tpm_counts: str = "auto"
     limits: dict = field(default_factory=dict)
     slots: int = 8
     max_attempts: int = 5
@@ -165,7 +167,9 @@ def go(setting, **changes):
                     ),
                     journal=journal,
                     transport=transport,
-                    pools=pools(Limit(setting.rpm, setting.tpm), setting.limits, 0.25),
+                    pools=pools(
+                        Limit(setting.rpm, setting.tpm, setting.rpd), setting.limits, 0.25, setting.tpm_counts
+                    ),
                     slots=Slots(setting.slots),
                     prices=prices,
                     policy=Policy(setting.max_attempts, setting.at_most_once),
@@ -179,7 +183,7 @@ def go(setting, **changes):
             async with anyio.create_task_group() as tasks:
                 if setting.beside is not None:
                     tasks.start_soon(setting.beside, loop, transport)
-                with anyio.fail_after(86_400):
+                with anyio.fail_after(7 * 86_400):
                     await loop.run()
                 tasks.cancel_scope.cancel()
             if loop.stopped is None:
@@ -871,6 +875,118 @@ def test_no_minute_holds_more_tokens_than_the_limit(setting):
     assert len(tokens) == 1
     sent = [(each.sent_at, each.claimed.request.tokens) for each in ran.transport.exchanges]
     assert 5000 <= windows(sent) <= 6000
+
+
+def test_no_day_holds_more_requests_than_the_limit(setting):
+    told = []
+
+    async def listen(loop, _transport):
+        while True:
+            await anyio.sleep(60)
+            told.extend(loop.notices)
+            loop.notices.clear()
+
+    ran = go(setting, names=names(50), rpd=20, max_stall_s=60.0, beside=listen)
+    assert set(ran.states.values()) == {"done"}
+    sent = [(each.sent_at, 1) for each in ran.transport.exchanges]
+    assert windows(sent, 86_400.0) == 20
+    assert 2 * 86_400 < ran.clock.now() < 2 * 86_400 + 1200
+    assert told[0].startswith("the limit of requests a day is reached: the next request goes in 1 day, 0:0")
+    assert len(told) < 5
+
+
+def announcing(rpm, answers=answer):
+    """Make a server that enforces a bucket of this size, and says so."""
+    level, last = [float(rpm)], [0.0]
+
+    def server(claimed, now):
+        level[0] = min(level[0] + (now - last[0]) * rpm / 60, rpm)
+        last[0] = now
+        if level[0] < 1:
+            return refusal(429, retry_after_s=(1 - level[0]) * 60 / rpm)(claimed, now)
+        level[0] -= 1
+        reply = answers(claimed, now)
+        headers = (
+            (b"x-ratelimit-limit-requests", b"%d" % rpm),
+            (b"x-ratelimit-remaining-requests", b"%d" % level[0]),
+            (b"x-ratelimit-reset-requests", b"%dms" % ((rpm - level[0]) * 60_000 / rpm + 1)),
+        )
+        return Reply(200, headers, reply.body, reply.sent_at, reply.ended_at)
+
+    return server
+
+
+def test_where_no_limit_is_given_one_goes_first_and_the_rest_keeps_to_what_it_tells(setting):
+    told = []
+
+    async def listen(loop, _transport):
+        await anyio.sleep(30)
+        told.extend(loop.notices)
+
+    ran = go(setting, answer=announcing(600), names=names(700), slots=50, beside=listen)
+    assert set(ran.states.values()) == {"done"}
+    sent = sorted(each.sent_at for each in ran.transport.exchanges)
+    assert len(sent) == 700  # nothing was refused
+    assert sent[1] >= 0.25
+    assert windows([(at, 1) for at in sent]) <= 600
+    assert ran.clock.now() < 70 * 1.05
+    assert told == ["keeping to the limits that the server announces: 600 requests a minute"]
+
+
+def test_where_the_first_reply_is_long_in_coming_the_rest_does_not_wait_for_it(setting):
+    def server(claimed, now):
+        return Reply(200, (), answer(claimed, now).body, now, now + (120 if claimed.id == 1 else 1))
+
+    ran = go(setting, answer=server, names=names(100))
+    assert set(ran.states.values()) == {"done"}
+    assert ran.clock.now() == pytest.approx(120.0, abs=0.1)
+    sent = sorted(each.sent_at for each in ran.transport.exchanges)
+    assert sent[0] < 0.1
+    assert 5.0 <= sent[1] < 5.2
+
+
+def test_a_first_request_that_is_refused_for_rate_is_charged_no_attempt(setting):
+    ran = go(setting, answer=script(refusal(429, retry_after_s=1), answer), max_attempts=1)
+    assert set(ran.states.values()) == {"done"}
+
+
+def test_a_limit_that_is_given_goes_before_what_the_server_announces(setting):
+    ran = go(setting, answer=announcing(6000), names=names(120), rpm=60, slots=100)
+    assert set(ran.states.values()) == {"done"}
+    assert windows([(each.sent_at, 1) for each in ran.transport.exchanges]) <= 60
+
+
+@pytest.mark.parametrize(("counts", "minutes"), [("reserved", 5), ("actual", 1.3), ("auto", 5)])
+def test_what_was_reserved_and_not_used_comes_back_where_the_limit_counts_what_was_used(
+    setting, counts, minutes
+):
+    # Each reserves 101 tokens and uses 10: 60 a minute, or 600.
+    ran = go(setting, names=names(300), tpm=6060, max_tokens=100, slots=100, tpm_counts=counts)
+    assert set(ran.states.values()) == {"done"}
+    assert minutes - 1.1 <= ran.clock.now() / 60 <= minutes + 0.1
+
+
+def test_after_slow_down_the_traffic_grows_slowly(setting):
+    """From two thirds of it, by half in a quarter of an hour, where it is above a million tokens a minute."""
+    refused = []
+
+    def server(claimed, now):
+        if now > 60 and not refused:
+            refused.append(now)
+            return refusal(429, "slow_down")(claimed, now)
+        return answer(claimed, now)
+
+    # 20 a second of 50,001 tokens: 60 million a minute.
+    ran = go(setting, answer=server, names=names(2400), tpm=60_001_200, max_tokens=50_000, slots=20)
+    assert set(ran.states.values()) == {"done"}
+    sent = [each.sent_at for each in ran.transport.exchanges]
+
+    def per_s(since):
+        return sum(since <= at < since + 10 for at in sent) / 10
+
+    assert per_s(45) == pytest.approx(20, rel=0.02)
+    assert per_s(70) == pytest.approx(20 / 1.5, rel=0.05)
+    assert per_s(70) * 0.99 <= per_s(125) <= per_s(70) * 1.5 ** (60 / 900) * 1.05
 
 
 def test_a_slow_answer_does_not_hold_up_a_limit_of_one(setting):

@@ -64,7 +64,7 @@ Fit = Took | Wait | Never
 
 
 #: What a pace saves up while the first in line waits for something else, in seconds of it: else requests that
-#: are large beside the limit would keep both limits from being used. One of a tenth of a minute's tokens holds
+#: are large beside the limit would keep both from being used. One of a tenth of a minute's tokens holds
 #: what is behind it up for 6 s.
 SAVED_REQUESTS_S: Final = 6.0
 SAVED_TOKENS_S: Final = 0.5
