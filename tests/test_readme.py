@@ -10,6 +10,9 @@ from click.testing import CliRunner
 
 import batcher
 from batcher.cli import cli
+from batcher.limits.pool import LOOK_S
+from batcher.limits.window import MINUTE_S, SKEW_S, SLOTS
+from batcher.options import Options
 from batcher.parse import Draft, parse
 from batcher.verdict import TABLE
 
@@ -131,3 +134,13 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     for name in cli.list_commands(click.Context(cli)):
         assert re.search(rf"^  {name}\b", result.output, re.MULTILINE)
+
+
+def test_the_numbers_of_the_limits_are_the_programs():
+    start = README.index("## How the limits are kept")
+    text = " ".join(README[start : README.index("\n## ", start)].split())
+    slot_s = MINUTE_S / SLOTS
+    assert f"{MINUTE_S:g} s after it was *sent*, and {SKEW_S + slot_s:g} s more" in text
+    assert f"in steps of {slot_s:g} s, and one request may be {SKEW_S:g} s longer" in text
+    assert f"a burst of {Options(job='x').burst_s:g} s" in text
+    assert f"one request goes first, for at most {LOOK_S:g} s" in text

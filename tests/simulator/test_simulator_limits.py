@@ -96,3 +96,25 @@ def test_headers_name_only_the_budgets_that_there_are():
 )
 def test_durations_are_written_as_openai_does(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("window", ["bucket", "sliding"])
+def test_what_is_given_back_can_be_taken_again(window):
+    limits = ModelLimits(None, 100, window)
+    assert limits.take(60, 0.0) is None
+    assert limits.take(40, 1.0) is None
+    assert limits.take(50, 1.0) is not None
+    limits.give_back(50, 0.0)
+    assert limits.take(50, 1.0) is None
+    assert limits.take(2, 1.0) is not None
+
+
+def test_what_is_given_back_does_not_come_free_twice():
+    limits = ModelLimits(None, 100, "sliding")
+    limits.take(100, 0.0)
+    limits.give_back(60, 0.0)
+    assert limits.take(60, 1.0) is None
+    assert limits.take(41, 60.0).wait_s == pytest.approx(1.0)
+    limits.give_back(60, 0.0)  # it has left
+    assert limits.take(41, 60.0) is not None
+    assert limits.take(40, 60.0) is None
