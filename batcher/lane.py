@@ -98,7 +98,9 @@ class Lane:
         self._heard_at = reply.ended_at
         self._count_departed()
         pool = self.pool
-        is_news = pool.hear(claimed.request.model, reply.headers, reply.sent_at, refused=refused)
+        request = claimed.request
+        served = request.tokens if 200 <= reply.status < 300 else 0
+        is_news = pool.hear(request.model, reply.headers, reply.sent_at, refused=refused, served=served)
         return pool.limit if is_news else None
 
     def learn(self, claimed: Claimed, landed: Landed, verdict: Verdict, now: float) -> None:
@@ -135,12 +137,14 @@ class Lane:
         """Note which limit its first request waits for; return a line to tell if that takes hours."""
         head = next(self.ready(now), None)
         self.bound = None if head is None else self.pool.binding(head.request.tokens, now)
-        is_daily = self.bound is not None and self.bound.endswith("a day")
-        if not is_daily or until is None or until - now < LONG_WAIT_S or now < self._told_at + TOLD_EVERY_S:
+        # What is on its way may bring better news.
+        takes_hours = (
+            self.bound is not None and self.bound.endswith((" a day", " left")) and not self.held.taken
+        )
+        if not takes_hours or until is None or until < max(now + LONG_WAIT_S, self._told_at + TOLD_EVERY_S):
             return None
         self._told_at = now
-        wait = timedelta(seconds=round(until - now))
-        return f"the limit of {self.bound} is reached: the next request goes in {wait}"
+        return f"waiting for {self.bound}: the next request goes in {timedelta(seconds=round(until - now))}"
 
 
 def share(lane: Lane, lanes: Iterable[Lane], free: int, now: float) -> int:

@@ -13,6 +13,11 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings
+
+# No test asserts speed.
+settings.register_profile("batcher", deadline=None)
+settings.load_profile("batcher")
 
 #: Where nothing listens: no test can reach a real server by forgetting to name one.
 NOWHERE = "http://127.0.0.1:1/v1"

@@ -891,7 +891,7 @@ def test_no_day_holds_more_requests_than_the_limit(setting):
     sent = [(each.sent_at, 1) for each in ran.transport.exchanges]
     assert windows(sent, 86_400.0) == 20
     assert 2 * 86_400 < ran.clock.now() < 2 * 86_400 + 1200
-    assert told[0].startswith("the limit of requests a day is reached: the next request goes in 1 day, 0:0")
+    assert told[0].startswith("waiting for requests a day: the next request goes in 1 day, 0:0")
     assert len(told) < 5
 
 

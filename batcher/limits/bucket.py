@@ -119,11 +119,18 @@ class Bucket:
         self._pace_requests.set_rate(rpm / MINUTE_S)
         self._pace_tokens.set_rate(tpm / MINUTE_S)
         self._window.max_requests, self._window.max_tokens = rpm, tpm
-        if self._day is None and min(rpd, tpd) < math.inf:
-            self._day = Period(Window(period_s=DAY_S))
-            self._capped = True
+        if min(rpd, tpd) < math.inf:
+            self._count_days()
         if self._day is not None:
             self._day.window.max_requests, self._day.window.max_tokens = rpd, tpd
+
+    def _count_days(self) -> None:
+        if self._day is None:
+            self._day = Period(Window(period_s=DAY_S))
+            held = self._window
+            self._day.window.take(held.requests - held.counted_requests, held.tokens - held.counted_tokens)
+            self._day.note(-math.inf)
+            self._capped = True
 
     def fit(self, costs: Iterable[int], now: float) -> Fit:
         """Admit the longest prefix of `costs` (tokens of each request) that may go at `now`.
@@ -149,15 +156,16 @@ class Bucket:
             requests_due = requests_from
         if tokens_due < tokens_from:
             tokens_due = tokens_from
-        ahead, count, refused = now + self._ahead_s, 0, None
+        soon, ahead = now + SLACK_S, now + self._ahead_s
+        count, refused = 0, None
         for cost in costs:
             requests_next, tokens_next = requests_due + requests_s, tokens_due + cost * tokens_s
             if (
-                requests >= max_requests
+                requests + 1 > max_requests
                 or tokens + cost > max_tokens
                 # What is larger than the burst goes where nothing is owed.
-                or (requests_next > ahead and requests_due > now)
-                or (tokens_next > ahead and tokens_due > now)
+                or (requests_next > ahead and requests_due > soon)
+                or (tokens_next > ahead and tokens_due > soon)
             ):
                 refused = cost
                 break
@@ -197,12 +205,16 @@ class Bucket:
             maximum, period = self._day.window.max_tokens, "day"
         if cost > maximum:
             return Never(int(maximum), period)
+        at = self.earliest(cost, now)
+        # It was refused: where sums of floats say that it may go now, it is a hair later.
+        return Wait(None if at == math.inf else max(at, now + SLACK_S))
+
+    def earliest(self, cost: int, now: float) -> float:
+        """Return from when a request of `cost` tokens may go, infinity if no time is known for that."""
         if self._capped:
-            at = max(at for at, _ in self._times(cost, now))
-        else:
-            paces = self._pace_requests.earliest(1, now), self._pace_tokens.earliest(cost, now)
-            at = max(*paces, *self._window.earliest(1, cost, now))
-        return Wait(None if at == math.inf else at)
+            return max(at for at, _ in self._times(cost, now))
+        paces = self._pace_requests.earliest(1, now), self._pace_tokens.earliest(cost, now)
+        return max(*paces, *self._window.earliest(1, cost, now))
 
     def _times(self, cost: int, now: float) -> Iterator[tuple[float, str]]:
         """Yield from when each limit allows a request of this cost, with the limit's name."""
@@ -215,7 +227,8 @@ class Bucket:
     def binding(self, cost: int, now: float) -> str | None:
         """Name what a request of `cost` tokens waits for the longest; None if it may go.
 
-        `requests`, `tokens`, `requests a day`, `tokens a day`, or `server`: by its word nothing remains.
+        `requests`, `tokens`, `requests a day`, `tokens a day`; `requests left` or `tokens left`: by the
+        server's word too little remains.
         """
         at, name = max(self._times(cost, now), key=itemgetter(0))
         return None if at <= now else name
@@ -267,8 +280,16 @@ class Bucket:
 
         `per_s` is the rate of its limit, `refused` whether the word came with a refusal.
         """
-        period = self._minute if period_s == MINUTE_S or self._day is None else self._day
-        period.level(kind).hear(remaining, per_s, sent_at, refused=refused)
+        if period_s == DAY_S:
+            self._count_days()
+        for period in (self._minute, self._day):
+            if period is None:
+                continue
+            if period.window.period_s == period_s:
+                period.level(kind).hear(remaining, per_s, sent_at, refused=refused)
+            else:
+                # There is one such limit. If it was taken for another period, that was a mistake.
+                period.level(kind).heard = False
         self._capped = True
 
     def tokens_sent_by(self, at: float) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ Kind = Literal["requests", "tokens"]
 _ABSURD: Final = 10**12
 #: Clocks and roundings leave so much between two figures that are meant to be the same.
 _NEARLY: Final = 1.1
+_MOST_DECIMALS: Final = 18
 _PREFIX: Final = b"x-ratelimit-"
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(d|h|ms|m|s)")
 _UNITS: Final[Mapping[str, float]] = {"d": DAY_S, "h": 3600.0, "m": MINUTE_S, "s": 1.0, "ms": 0.001}
@@ -42,7 +43,7 @@ class Announced(NamedTuple):
         """
         if self.remaining is None or self.reset_s is None:
             return None
-        if self.reset_s - self.rounding_s > MINUTE_S:
+        if self.is_far:
             return DAY_S
         used = self.limit - self.remaining
         if used == 0 or self.reset_s == 0.0:
@@ -50,9 +51,16 @@ class Announced(NamedTuple):
         # What remains is rounded down, so a little less may be used than it seems.
         least = self.limit * (self.reset_s - self.rounding_s) / used
         most = self.limit * self.reset_s / max(used - 1, 0.5)
+        may_be_day = least <= DAY_S * _NEARLY and most >= DAY_S / _NEARLY
         if least <= MINUTE_S * _NEARLY or MINUTE_S - self.reset_s <= 1.0:
-            return MINUTE_S
-        return DAY_S if least <= DAY_S * _NEARLY and most >= DAY_S / _NEARLY else MINUTE_S
+            # What is below its own rounding may be either.
+            return None if may_be_day and least == 0.0 else MINUTE_S
+        return DAY_S if may_be_day else MINUTE_S
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is whole again only after more than a minute."""
+        return self.reset_s is not None and self.reset_s - self.rounding_s > MINUTE_S
 
 
 def read(headers: Iterable[tuple[bytes, bytes]]) -> dict[Kind, Announced]:
@@ -112,10 +120,10 @@ def _duration(value: bytes | None) -> tuple[float | None, float]:
         parts = [(text, "s")]
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     number, unit = parts[-1]
-    if seconds > DAY_S * _NEARLY:
+    decimals = len(number.partition(".")[2])
+    if seconds > DAY_S * _NEARLY or decimals > _MOST_DECIMALS:
         return None, 0.0
-    rounding_s = _UNITS[unit] if unit in ("s", "ms") else 1.0
-    return seconds, rounding_s / 10 ** len(number.partition(".")[2])
+    return seconds, (_UNITS[unit] if unit in ("s", "ms") else 1.0) / 10**decimals
 
 
 class Word(NamedTuple):
@@ -129,55 +137,87 @@ class Word(NamedTuple):
     reset_s: float | None
 
 
+class _Known:
+    """A limit, and its period as one word after the other tells it."""
+
+    __slots__ = ("_contrary", "_far", "_is_sure", "_told_s", "limit")
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self._told_s: float | None = None
+        #: How many words in a row told a minute where a day was told before; and how many were far.
+        self._contrary = self._far = 0
+        self._is_sure = False
+
+    @property
+    def period_s(self) -> float:
+        """A minute, unless a day was told."""
+        return self._told_s or MINUTE_S
+
+    def hear(self, said: Announced) -> None:
+        """Take a word: one alone does not change what is known.
+
+        The first that tells something may mislead: a fixed window looks like a day's bucket for a while, or
+        like a minute's at the end of its day. What is whole again only after more than a minute is certain.
+        """
+        self.limit = said.limit
+        told = said.period_s()
+        self._far = self._far + 1 if said.is_far else 0
+        if self._far >= _SURE:
+            self._told_s, self._is_sure = DAY_S, True
+        if told is None or self._is_sure:
+            return
+        self._contrary = self._contrary + 1 if (self._told_s, told) == (DAY_S, MINUTE_S) else 0
+        if self._told_s is None or self._contrary >= _SURE:
+            self._told_s = told
+
+
+#: So many words in a row make certain.
+_SURE: Final = 2
+
+
 class Feedback:
     """The limits of a pool as the server announces them, of every model in it."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_disbelieved", "_known")
 
     def __init__(self) -> None:
-        #: (kind, model) -> (limit, period in seconds, how many words in a row told another period).
-        self._known: dict[tuple[Kind, str], tuple[int, float, int]] = {}
+        #: Models whose token limit is smaller than a request that was served.
+        self._disbelieved: set[str] = set()
+        self._known: dict[tuple[Kind, str], _Known] = {}
 
-    def hear(self, model: str, headers: Iterable[tuple[bytes, bytes]]) -> list[Word]:
-        """Take a reply's headers, and return what remains of the limits that bind the pool.
+    def hear(self, model: str, announced: Mapping[Kind, Announced], served: int = 0) -> list[Word]:
+        """Take what a reply announces, and return what remains of the limits that bind the pool.
 
-        Where models in one pool have different limits, the tightest speaks for all.
+        Where models in one pool have different limits, the tightest speaks for all. `served` are the tokens
+        of the request, if it was served: if they are more than the whole limit, the server counts otherwise.
         """
         words = []
-        for kind, said in read(headers).items():
-            period_s = self._period_s(kind, model, said)
-            binds = min(
-                limit
-                for (of, _), (limit, per_s, _) in self._known.items()
-                if of == kind and per_s == period_s
-            )
-            if said.limit == binds:
-                words.append(Word(kind, said.limit, period_s, said.remaining, said.reset_s))
+        for kind, said in announced.items():
+            if kind == "tokens" and (said.limit < served or model in self._disbelieved):
+                self._disbelieved.add(model)
+                self._known.pop((kind, model), None)
+                continue
+            known = self._known.setdefault((kind, model), _Known())
+            known.hear(said)
+            if said.limit == self._least()[kind, known.period_s]:
+                words.append(Word(kind, said.limit, known.period_s, said.remaining, said.reset_s))
         return words
 
-    def _period_s(self, kind: Kind, model: str, said: Announced) -> float:
-        """Note a limit and tell its period: once it is known, one word alone does not change it."""
-        told = said.period_s()
-        _, known, others = self._known.get((kind, model), (0, told or MINUTE_S, 0))
-        others = 0 if told in (None, known) else others + 1
-        if told is not None and others >= _SURE:
-            known, others = told, 0
-        self._known[kind, model] = (said.limit, known, others)
-        return known
+    def _least(self) -> dict[tuple[Kind, float], int]:
+        least: dict[tuple[Kind, float], int] = {}
+        for (kind, _), known in self._known.items():
+            key = kind, known.period_s
+            least[key] = min(known.limit, least.get(key, known.limit))
+        return least
 
     @property
     def limit(self) -> Limit:
         """What is known of the pool's limits."""
-        least: dict[tuple[Kind, float], int] = {}
-        for (kind, _), (limit, period_s, _) in self._known.items():
-            least[kind, period_s] = min(limit, least.get((kind, period_s), limit))
+        least = self._least()
         return Limit(
             rpm=least.get(("requests", MINUTE_S)),
             tpm=least.get(("tokens", MINUTE_S)),
             rpd=least.get(("requests", DAY_S)),
             tpd=least.get(("tokens", DAY_S)),
         )
-
-
-#: So many words in a row must tell another period than the one that was taken.
-_SURE: Final = 2

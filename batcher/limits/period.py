@@ -52,7 +52,7 @@ class Period:
             self.requests.earliest(1, window.requests, requests, now, window.requests_freed, awaited=awaited),
             self.tokens.earliest(cost, window.tokens, tokens, now, window.tokens_freed, awaited=awaited),
         )
-        yield from ((at, "server") for at in levels)
+        yield from zip(levels, ("requests left", "tokens left"), strict=True)
 
     def note(self, now: float) -> None:
         """Remember what has been sent by now, for the server's word that comes later."""

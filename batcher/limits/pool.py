@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
 from batcher.limits.bucket import Bucket, Fit, Limit, Took, Wait
-from batcher.limits.feedback import Feedback, Word
+from batcher.limits.feedback import Feedback, Word, read
 from batcher.limits.growth import Growth
 from batcher.limits.returns import Heard, Returns
 
@@ -91,7 +92,7 @@ class Pool(Bucket):
         if self._probing and now < self._look_until:
             return Wait(None if self._look_until == math.inf else self._look_until)
         if now < self._paused_until:
-            return Wait(self._paused_until)
+            return self._paused(costs, now)
         if self._growth is not None:
             self._grow(self._growth.per_s(now))
         self._guarded = self._probe_next or self._growth is not None
@@ -99,10 +100,18 @@ class Pool(Bucket):
             return Bucket.fit(self, costs, now)
         fit = Bucket.fit(self, islice(costs, 1), now)
         if isinstance(fit, Took) and fit.count:
+            self.rest(now)
             self._probe_next, self._probing = False, True
             self._look_until = now + LOOK_S if self.is_looking else math.inf
             return Took(fit.count, probe=True)
         return fit
+
+    def _paused(self, costs: Iterable[int], now: float) -> Fit:
+        first = next(iter(costs), None)
+        if first is None:
+            return Took(0)
+        at = self.earliest(first, now)
+        return Wait(self._paused_until if at == math.inf else max(at, self._paused_until))
 
     def _grow(self, per_s: float) -> None:
         if not self.slow_to(per_s):
@@ -122,21 +131,29 @@ class Pool(Bucket):
         self.ended(1)
 
     def hear(
-        self, model: str, headers: Iterable[tuple[bytes, bytes]], sent_at: float, *, refused: bool
+        self,
+        model: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        sent_at: float,
+        *,
+        refused: bool,
+        served: int = 0,
     ) -> bool:
         """Take what the reply to what was sent at `sent_at` says of the limits; say whether they are new.
 
         What remains is believed where it is less than our own window leaves. A limit is taken where none was
-        given.
+        given. `served` are the tokens of the request, if it was served.
         """
-        words = self._feedback.hear(model, headers)
-        if not words:
+        announced = read(headers)
+        if not announced:
             return False
+        words = self._feedback.hear(model, announced, served)
         limit = self._merged(self._feedback.limit)
         is_new = limit != self.limit
         if is_new:
             self.limit = limit
-            self.set_limit(limit)
+            # Of a day only the server knows what was used before: what it says remains is the limit.
+            self.set_limit(replace(limit, rpd=self._given.rpd, tpd=self._given.tpd))
         for word in words:
             if word.remaining is not None:
                 per_s = word.limit / word.period_s
@@ -174,7 +191,6 @@ class Pool(Bucket):
             self.holds += 1
         self._paused_until = max(self._paused_until, until)
         self._probe_next = self._guarded = True
-        self.rest(self._paused_until)
         return new
 
     def slow_down(self, now: float) -> None:

@@ -1,6 +1,7 @@
 """The bound: never more than the limits in any window of their period."""
 
 import math
+import sys
 from typing import Final
 
 MINUTE_S: Final = 60.0
@@ -66,8 +67,9 @@ class Window:
         length = SLOTS + math.ceil(SKEW_S / self._slot_s) + 3
         self._ring_requests = [0] * length
         self._ring_tokens = [0] * length
-        #: The slots in use (none if the newest is before the oldest), the newest's place and its end.
-        self._oldest, self._newest, self._place = 0, -1, 0
+        #: The slots in use (none if the newest is before the oldest), the newest's place and its end. The
+        #: clock may begin with the machine, after what earlier processes have sent: slots may be negative.
+        self._oldest, self._newest, self._place = 1 - sys.maxsize, -sys.maxsize, 0
         self._slot_ends = -math.inf
         #: When the oldest of them leaves: `roll` then.
         self.leaves = math.inf
@@ -80,7 +82,11 @@ class Window:
             self._go(ring_requests[place], ring_tokens[place])
             ring_requests[place] = ring_tokens[place] = 0
             self._oldest += 1
-            self.leaves = self._leaves_at(self._oldest) if self._oldest <= self._newest else math.inf
+            if self._oldest <= self._newest:
+                self.leaves = self._leaves_at(self._oldest)
+            else:
+                # What is sent next begins a slot, even if the clock goes back.
+                self.leaves, self._slot_ends = math.inf, -math.inf
 
     def _go(self, requests: int, tokens: int) -> None:
         self.requests -= requests
@@ -165,12 +171,12 @@ class Window:
     def _advance(self, now: float) -> None:
         """Begin the slot of `now`."""
         self.roll(now)
-        slot = math.floor(now / self._slot_s)
+        # On a clock that went back it counts as of the latest time known: longer, not shorter.
+        slot = max(math.floor(now / self._slot_s), self._newest)
         if self._newest < self._oldest:
             self._oldest = slot
             self.leaves = self._leaves_at(slot)
-        # On a clock that went back it counts as of the latest time known: longer, not shorter.
-        self._newest = max(slot, self._newest)
+        self._newest = slot
         self._place = self._newest % len(self._ring_requests)
         self._slot_ends = (self._newest + 1) * self._slot_s
 

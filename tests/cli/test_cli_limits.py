@@ -5,7 +5,7 @@ import time
 
 from tests.conftest import HANGS_S
 
-DAILY = "batcher: the limit of requests a day is reached: the next request goes in "
+DAILY = "batcher: waiting for requests a day: the next request goes in "
 
 
 def test_limits_that_nobody_gave_are_learned_and_kept(batcher, serve, write, reviews):

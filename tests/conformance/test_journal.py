@@ -881,7 +881,7 @@ def test_any_history_of_edits_agrees_with_the_model(name, tmp_path_factory):
     examples = 15 if name == "aiosqlite" else 100
 
     @given(RUNS)
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     def check(runs):
         driver = make_driver(name, tmp_path_factory.mktemp("model") / "job.db")
         driver.run(lambda: live(driver, runs))
