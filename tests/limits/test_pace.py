@@ -1,10 +1,11 @@
+import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.pace import Pace
+from batcher.limits.pace import SLACK_S, Pace
 
 PROBE = 1e-6
 
@@ -28,10 +29,11 @@ PROBE = 1e-6
             60, 2.0, [(100.0, 1, 100.0), (100.0, 1, 100.0), (100.0, 1, 101.0)], id="idle saves nothing up"
         ),
         pytest.param(6000, 0.25, [(0.0, 25, 0.0), (0.0, 1, 0.01)], id="a quarter second of a fast rate"),
+        pytest.param(math.inf, 0.0, [(5.0, 10**9, 5.0)] * 3, id="no limit"),
     ],
 )
 def test_the_flow_is_even_with_a_burst(per_minute, burst_s, steps):
-    pace = Pace(per_minute, burst_s)
+    pace = Pace(per_minute / 60, burst_s)
     for now, cost, expected in steps:
         earliest = pace.earliest(cost, now)
         assert earliest == pytest.approx(expected)
@@ -39,15 +41,32 @@ def test_the_flow_is_even_with_a_burst(per_minute, burst_s, steps):
             pace.take(cost, now)
 
 
+def test_a_promise_that_floats_round_up_is_kept():
+    pace = Pace(1.0, 0.0)
+    pace.take(1, 0.0)
+    assert pace.earliest(1, 1.0 - SLACK_S / 2) < 1.0
+    assert pace.earliest(1, 1.0 - SLACK_S * 2) == 1.0
+
+
 def test_what_is_given_back_may_be_taken_again():
-    pace = Pace(60, 1.0)
+    pace = Pace(1.0, 1.0)
     pace.take(1, 0.0)
     pace.give_back(1)
     assert pace.earliest(1, 0.0) == 0.0
 
 
+@pytest.mark.parametrize(("per_s", "earliest"), [(4.0, 2.25), (0.5, 4.0), (math.inf, 2.0)])
+def test_a_new_rate_holds_from_now_on_and_changes_no_debt(per_s, earliest):
+    pace = Pace(1.0, 0.0)
+    pace.take(2, 0.0)
+    pace.set_rate(per_s)
+    assert pace.earliest(1, 0.0) == 2.0
+    pace.take(1, 2.0)
+    assert pace.earliest(1, 2.0) == earliest
+
+
 def test_after_a_rest_there_is_no_burst():
-    pace = Pace(60, 5.0)
+    pace = Pace(1.0, 5.0)
     pace.rest(100.0)
     sent = []
     now = 100.0
@@ -61,12 +80,19 @@ def test_after_a_rest_there_is_no_burst():
 
 
 def test_a_rest_forgives_no_debt():
-    pace = Pace(60, 1.0)
+    pace = Pace(1.0, 1.0)
     pace.take(100, 0.0)
     pace.rest(0.0)
     assert pace.earliest(1, 0.0) == 100.0
 
 
+def test_without_a_limit_there_is_nothing_to_rest_from():
+    pace = Pace(math.inf, 5.0)
+    pace.rest(100.0)
+    assert pace.earliest(10**9, 100.0) == 100.0
+
+
+@settings(max_examples=60)
 @given(
     st.integers(1, 10**7),
     st.floats(0, 10),
@@ -74,7 +100,7 @@ def test_a_rest_forgives_no_debt():
 )
 def test_the_flow_never_exceeds_its_rate_and_burst(per_minute, burst_s, steps):
     """In any stretch of time: at most the burst (or one larger cost), and the rate times its length."""
-    pace, now, sent = Pace(per_minute, burst_s), 1000.0, []
+    pace, now, sent = Pace(per_minute / 60, burst_s), 1000.0, []
     for wait, cost in steps:
         now += wait
         earliest = pace.earliest(cost, now)
