@@ -117,7 +117,7 @@ class Level:
         """
         if not self.heard:
             return math.inf
-        room = self._as_bucket(granted, now)
+        room = self._as_bucket(granted, now) + _SLACK
         if awaited and now < self._void_at:
             room = min(room, self._as_window(used))
         return room - self._left_to_others
@@ -156,4 +156,4 @@ class Level:
         return self._remaining - (used - self._note.counted)
 
     def _as_bucket(self, granted: int, now: float) -> float:
-        return self._remaining - (granted - self._note.ever) + self._per_s * (now - self._at) + _SLACK
+        return self._remaining - (granted - self._note.ever) + self._per_s * (now - self._at)
