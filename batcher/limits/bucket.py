@@ -1,8 +1,8 @@
 """The dual bucket: requests and tokens, both or neither."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from math import inf
 from operator import itemgetter
 from typing import Final
 
@@ -97,8 +97,8 @@ class Bucket:
     )
 
     def __init__(self, limit: Limit, burst_s: float) -> None:
-        self._pace_requests = Pace(math.inf, burst_s)
-        self._pace_tokens = Pace(math.inf, burst_s)
+        self._pace_requests = Pace(inf, burst_s)
+        self._pace_tokens = Pace(inf, burst_s)
         self._ahead_s = burst_s + SLACK_S
         self._window = Window()
         self._minute = Period(self._window)
@@ -108,18 +108,18 @@ class Bucket:
         #: Requests that were sent and have ended.
         self._ended = 0
         #: When what has been sent is noted next.
-        self._note_at = -math.inf
+        self._note_at = -inf
         #: Since when the first in line waits; infinity if none does.
-        self._waits_since = math.inf
+        self._waits_since = inf
         self.set_limit(limit)
 
     def set_limit(self, limit: Limit) -> None:
         """Change the limits from now on."""
-        rpm, tpm, rpd, tpd = (math.inf if each is None else each for each in astuple(limit))
+        rpm, tpm, rpd, tpd = (inf if each is None else each for each in astuple(limit))
         self._pace_requests.set_rate(rpm / MINUTE_S)
         self._pace_tokens.set_rate(tpm / MINUTE_S)
         self._window.max_requests, self._window.max_tokens = rpm, tpm
-        if min(rpd, tpd) < math.inf:
+        if min(rpd, tpd) < inf:
             self._count_days()
         if self._day is not None:
             self._day.window.max_requests, self._day.window.max_tokens = rpd, tpd
@@ -129,7 +129,7 @@ class Bucket:
             self._day = Period(Window(period_s=DAY_S))
             held = self._window
             self._day.window.take(held.requests - held.counted_requests, held.tokens - held.counted_tokens)
-            self._day.note(-math.inf)
+            self._day.note(-inf)
             self._capped = True
 
     def fit(self, costs: Iterable[int], now: float) -> Fit:
@@ -156,16 +156,15 @@ class Bucket:
             requests_due = requests_from
         if tokens_due < tokens_from:
             tokens_due = tokens_from
-        soon, ahead = now + SLACK_S, now + self._ahead_s
-        count, refused = 0, None
+        ahead, count, refused = now + self._ahead_s, 0, None
         for cost in costs:
             requests_next, tokens_next = requests_due + requests_s, tokens_due + cost * tokens_s
             if (
                 requests + 1 > max_requests
                 or tokens + cost > max_tokens
                 # What is larger than the burst goes where nothing is owed.
-                or (requests_next > ahead and requests_due > soon)
-                or (tokens_next > ahead and tokens_due > soon)
+                or (requests_next > ahead and requests_due - now > SLACK_S)
+                or (tokens_next > ahead and tokens_due - now > SLACK_S)
             ):
                 refused = cost
                 break
@@ -173,7 +172,7 @@ class Bucket:
             requests, tokens, count = requests + 1, tokens + cost, count + 1
         if count == 0 and refused is not None:
             return self._refusal(refused, now)
-        self._waits_since = math.inf if refused is None else min(self._waits_since, now)
+        self._waits_since = inf if refused is None else min(self._waits_since, now)
         pace_requests.due, pace_tokens.due = requests_due, tokens_due
         if self._day is not None:
             self._day.window.take(count, tokens - window.tokens)
@@ -207,7 +206,7 @@ class Bucket:
             return Never(int(maximum), period)
         at = self.earliest(cost, now)
         # It was refused: where sums of floats say that it may go now, it is a hair later.
-        return Wait(None if at == math.inf else max(at, now + SLACK_S))
+        return Wait(None if at == inf else max(at, now + SLACK_S))
 
     def earliest(self, cost: int, now: float) -> float:
         """Return from when a request of `cost` tokens may go, infinity if no time is known for that."""
