@@ -398,7 +398,7 @@ def ask_wait():
             wait_s = longest_wait_s(contender, int(TPM * share))
             base = ours.setdefault(share, wait_s)
             sign, wait_s = ("> ", AT_MOST_S) if wait_s == math.inf else ("", wait_s)
-            cells.append(f"{sign}{wait_s:.1f} s ({sign}{wait_s / base:.2f} x)")
+            cells.append(f"{sign}{wait_s:.1f} s ({sign}{wait_s / base:.1f} x)")
         print(f"| {name} | {' | '.join(cells)} |")
 
 
