@@ -1,7 +1,6 @@
 """The bound: never more than the limits in any window of their period."""
 
 import math
-import sys
 from typing import Final
 
 MINUTE_S: Final = 60.0
@@ -67,9 +66,8 @@ class Window:
         length = SLOTS + math.ceil(SKEW_S / self._slot_s) + 3
         self._ring_requests = [0] * length
         self._ring_tokens = [0] * length
-        #: The slots in use (none if the newest is before the oldest), the newest's place and its end. The
-        #: clock may begin with the machine, after what earlier processes have sent: slots may be negative.
-        self._oldest, self._newest, self._place = 1 - sys.maxsize, -sys.maxsize, 0
+        #: The slots in use (none if the newest is before the oldest), the newest's place and its end.
+        self._oldest, self._newest, self._place = 0, -1, 0
         self._slot_ends = -math.inf
         #: When the oldest of them leaves: `roll` then.
         self.leaves = math.inf
@@ -136,6 +134,7 @@ class Window:
 
     def sent(self, requests: int, tokens: int, now: float) -> None:
         """Turn what is held into a count that leaves a period after `now`."""
+        # On a clock that went back it counts as of the latest time known: longer, not shorter.
         if now >= self._slot_ends:
             self._advance(now)
         self.counted_requests += requests
@@ -171,8 +170,7 @@ class Window:
     def _advance(self, now: float) -> None:
         """Begin the slot of `now`."""
         self.roll(now)
-        # On a clock that went back it counts as of the latest time known: longer, not shorter.
-        slot = max(math.floor(now / self._slot_s), self._newest)
+        slot = math.floor(now / self._slot_s)
         if self._newest < self._oldest:
             self._oldest = slot
             self.leaves = self._leaves_at(slot)

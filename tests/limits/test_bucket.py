@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.limits.bucket import Bucket, Limit, Never, Took, Wait
+from batcher.limits.pace import SLACK_S
 from batcher.limits.window import DAY_S
 
 PROBE = 1e-6
@@ -356,6 +357,8 @@ def test_the_longest_prefix_goes_and_not_before_its_time(limit, burst_s, groups)
             assert goes == 0
             assert fit.until > now
             assert isinstance(deepcopy(bucket).fit(costs, max(now, fit.until - PROBE)), Wait)
+            hair_before = deepcopy(bucket).fit(costs, fit.until - SLACK_S)
+            assert isinstance(hair_before, Took) or hair_before.until > fit.until - SLACK_S
             now = fit.until
             fit = bucket.fit(costs, now)
             assert isinstance(fit, Took)

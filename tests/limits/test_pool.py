@@ -391,6 +391,16 @@ def test_a_first_word_that_misleads_leaves_nothing_behind():
     assert sent > 0.9 * 4 * limit
 
 
+def test_what_earlier_processes_sent_brings_no_word():
+    """Where nothing says how things stand, what remained fills up again evenly."""
+    pool = Pool("p", Limit(rpm=600), 60.0)
+    pool.seed(0.0, 100, 100)
+    assert send(pool, [1], 10.0) == 1
+    pool.hear("m", said(600, 0, b"1s"), 10.0, refused=False)
+    assert isinstance(pool.fit([1], 10.0), Wait)
+    assert pool.fit([1], 11.0) == Took(1)
+
+
 # --- slow_down
 
 

@@ -206,7 +206,7 @@ def test_what_was_more_counts_from_when_that_is_known():
     assert window.earliest(1, 86, 61.0)[1] == pytest.approx(90.35)
 
 
-@pytest.mark.parametrize("now", [60.35, 61.0, 130.0])
+@pytest.mark.parametrize("now", [60.35, 60.65, 61.0, 130.0])
 def test_what_has_left_is_not_taken_off_what_came_later(now):
     window = Window(max_tokens=100)
     window.take(2, 100)
