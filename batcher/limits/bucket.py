@@ -116,13 +116,21 @@ class Bucket:
     def set_limit(self, limit: Limit) -> None:
         """Change the limits from now on."""
         rpm, tpm, rpd, tpd = (inf if each is None else each for each in astuple(limit))
-        self._pace_requests.set_rate(rpm / MINUTE_S)
-        self._pace_tokens.set_rate(tpm / MINUTE_S)
         self._window.max_requests, self._window.max_tokens = rpm, tpm
+        self._set_rates()
         if min(rpd, tpd) < inf:
             self._count_days()
         if self._day is not None:
             self._day.window.max_requests, self._day.window.max_tokens = rpd, tpd
+
+    def _set_rates(self) -> None:
+        requests_per_s = self._window.max_requests / MINUTE_S
+        self._pace_requests.set_rate(min(requests_per_s, self._minute.requests.left_per_s))
+        self._pace_tokens.set_rate(self._tokens_per_s)
+
+    @property
+    def _tokens_per_s(self) -> float:
+        return min(self._window.max_tokens / MINUTE_S, self._minute.tokens.left_per_s)
 
     def _count_days(self) -> None:
         if self._day is None:
@@ -289,6 +297,7 @@ class Bucket:
             else:
                 # There is one such limit. If it was taken for another period, that was a mistake.
                 period.level(kind).heard = False
+        self._set_rates()
         self._capped = True
 
     def tokens_sent_by(self, at: float) -> tuple[int, int] | None:
@@ -302,9 +311,8 @@ class Bucket:
 
     def slow_to(self, per_s: float) -> bool:
         """Let tokens flow at no more than this rate; say whether that is less than the limit."""
-        limit = self._window.max_tokens / MINUTE_S
-        self._pace_tokens.set_rate(min(per_s, limit))
-        return per_s < limit
+        self._pace_tokens.set_rate(min(per_s, self._tokens_per_s))
+        return per_s < self._window.max_tokens / MINUTE_S
 
     def rest(self, now: float) -> None:
         """Start without a burst: after a pause."""

@@ -4,8 +4,11 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from operator import attrgetter
 from typing import Final, NamedTuple
+
+from batcher.limits.window import MINUTE_S
 
 #: So much of the rate is left to others who may send before the server's next word comes, in seconds of it:
 #: at least, and at most where it is learned.
@@ -20,6 +23,10 @@ _NOTES: Final = 16_384
 _SAME_S: Final = 0.005
 #: So many successes in a row of which each says that nothing remains: it is not meant.
 _NOT_MEANT: Final = 32
+#: Others are seen if they use more than such a share of the limit, and never leave less than such a one: what
+#: then really remains is waited for.
+_HARDLY: Final = 0.03
+_LEAST_SHARE: Final = 0.25
 #: Sums of floats end just beside the exact value: nobody waits for a millionth of a token.
 _SLACK: Final = 1e-6
 
@@ -62,8 +69,8 @@ class Level:
         #: Whether there is a word to go by.
         self.heard = False
         #: The word, what we had sent then, and the rate of the server's limit.
-        self._at = -math.inf
-        self._note = _Note(-math.inf, 0, 0, -math.inf)
+        self._at = -inf
+        self._note = _Note(-inf, 0, 0, -inf)
         self._remaining = 0
         self._per_s = 0.0
         #: What is left to others.
@@ -72,7 +79,7 @@ class Level:
 
     def note(self, counted: int, used: int, granted: int, now: float) -> None:
         """Remember what has been sent by now, within the period and (`granted`) in all."""
-        expected = min(self._as_bucket(granted, now), self._as_window(used)) if self.heard else -math.inf
+        expected = min(self._as_bucket(granted, now), self._as_window(used)) if self.heard else -inf
         self._notes.append(_Note(now, counted, granted - (used - counted), expected))
 
     def hear(self, remaining: int, per_s: float, at: float, *, refused: bool) -> None:
@@ -100,6 +107,18 @@ class Level:
             self._remaining, self._per_s = remaining, per_s
             self.heard = True
 
+    @property
+    def left_per_s(self) -> float:
+        """The rate that others leave to us, as of the last word; infinity if there is hardly any other.
+
+        What is neither left nor ours, they have used. Who paces itself by that leaves them their part, where
+        who goes on at the whole rate until nothing is left would have them refused.
+        """
+        left = (self._remaining + self._note.counted) / MINUTE_S
+        if not self.heard or left > (1 - _HARDLY) * self._per_s:
+            return inf
+        return max(left, _LEAST_SHARE * self._per_s)
+
     def sent_by(self, at: float) -> tuple[int, int] | None:
         """Return what had been sent by `at`: within the period, and in all; None where that is not known."""
         note = self._noted(at)
@@ -116,7 +135,7 @@ class Level:
         says that a reply is on its way.
         """
         if not self.heard:
-            return math.inf
+            return inf
         room = self._as_bucket(granted, now) + _SLACK
         if awaited and now < self._void_at:
             room = min(room, self._as_window(used))

@@ -161,6 +161,24 @@ def test_what_others_take_between_two_words_is_left_to_them():
     assert room < remaining - LEFT
 
 
+@pytest.mark.parametrize(
+    ("remaining", "left_per_s"),
+    [
+        # Of 6,000 a minute, of which 1,200 were ours.
+        pytest.param(4800, float("inf"), id="none has used any"),
+        pytest.param(4700, float("inf"), id="hardly any"),
+        pytest.param(3000, 70.0, id="1,800 of others"),
+        pytest.param(0, 25.0, id="4,800 of others: a quarter is tried for"),
+        pytest.param(5900, float("inf"), id="it counts less than we do"),
+    ],
+)
+def test_what_is_neither_left_nor_ours_others_use(sender, remaining, left_per_s):
+    assert sender.level.left_per_s == float("inf")
+    sender.send(1200, 0.0)
+    sender.hear(remaining, at=0.0)
+    assert sender.level.left_per_s == left_per_s
+
+
 def test_it_is_no_more_than_some_seconds_of_the_rate():
     sender = Sender()
     now, remaining = falls_short(sender, by=3000)

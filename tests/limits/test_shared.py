@@ -27,7 +27,7 @@ class World:
         self.events, self.orders, self.now = [], 0, 0.0
         self.asks_at = math.inf
         self.newest, self.probe = 0, None
-        self.served, self.refused = [], []
+        self.served, self.refused, self.others_refused = [], [], []
         self.at(0.0, self.admit)
         self.others_per_s = others * server.limit / 60.0
         if others:
@@ -98,6 +98,8 @@ class World:
         self.server.pass_to(self.now)
         if self.server.wait_s(1) == 0.0:
             self.server.take(1)
+        else:
+            self.others_refused.append(self.now)
         self.at(self.now + self.chance.expovariate(self.others_per_s), self.others)
 
     def used_since(self, since):
@@ -146,7 +148,9 @@ def test_what_others_use_is_left_to_them(kind, others_from):
     world = World(kind(RPM), others=0.3, others_from=others_from)
     world.run(600.0)
     assert world.refused_share <= 0.005
-    assert world.used_since(300.0) >= 0.6
+    assert world.used_since(300.0) == pytest.approx(0.7, abs=0.03)
+    late = sum(at > 300.0 for at in world.others_refused)
+    assert late <= 0.01 * world.others_per_s * 300.0
 
 
 @SERVERS
