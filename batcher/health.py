@@ -1,6 +1,7 @@
 """How the endpoint does as a whole: is it down, does anything get on, was anything ever found there."""
 
 from collections import deque
+from datetime import timedelta
 from typing import Final
 
 from batcher.request import Claimed, Landed, Reply
@@ -141,8 +142,12 @@ class Health:
         self._held_until = max(self._held_until, until)
 
     def _hold_pool(self, hold: Hold, now: float) -> None:
-        if hold.until - now > LONG_PAUSE_S and now >= self._pool_until:
-            self.notices.append(f"{hold.message}; the next request goes in {hold.until - now:.0f} s")
+        pause_s = hold.until - now
+        if pause_s > LONG_PAUSE_S and now >= self._pool_until:
+            what = f"the next request goes in {timedelta(seconds=round(pause_s))}"
+            if pause_s > self._max_stall_s:
+                what += ", which is longer than --max-stall: the run stops before that"
+            self.notices.append(f"{hold.message}; {what}")
         self._pool_until = max(self._pool_until, hold.until)
 
     def _get_on(self, now: float) -> None:

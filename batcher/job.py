@@ -187,7 +187,8 @@ async def _pools(options: Options, journal: Journal) -> dict[str, Pool]:
     by_name = pools(shared, options.limits, options.burst_s, options.tpm_counts)
     a_day = any(limit.rpd or limit.tpd for limit in (shared, *options.limits.values()))
     for period_s in (MINUTE_S, DAY_S) if a_day else (MINUTE_S,):
-        for model, at, requests, tokens in await journal.recent(period_s + SKEW_S, period_s / SLOTS):
+        for model, at, requests, reserved, used in await journal.recent(period_s + SKEW_S, period_s / SLOTS):
+            tokens = used if options.tpm_counts == "actual" else reserved
             by_name[model if model in options.limits else SHARED].seed(at, requests, tokens, period_s)
     return by_name
 

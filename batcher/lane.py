@@ -9,6 +9,7 @@ from typing import Final
 
 from batcher.bell import Bell
 from batcher.limits.bucket import Fit, Limit
+from batcher.limits.period import LEFT
 from batcher.limits.pool import Pool
 from batcher.limits.ramp import Ramp
 from batcher.limits.slots import Slots
@@ -138,13 +139,19 @@ class Lane:
         head = next(self.ready(now), None)
         self.bound = None if head is None else self.pool.binding(head.request.tokens, now)
         # What is on its way may bring better news.
-        takes_hours = (
-            self.bound is not None and self.bound.endswith((" a day", " left")) and not self.held.taken
-        )
-        if not takes_hours or until is None or until < max(now + LONG_WAIT_S, self._told_at + TOLD_EVERY_S):
+        takes_hours = self.bound is not None and self.bound.endswith((" a day", LEFT)) and not self.held.taken
+        if (
+            not takes_hours
+            or until is None
+            or until < now + LONG_WAIT_S
+            or now < self._told_at + TOLD_EVERY_S
+        ):
             return None
         self._told_at = now
-        return f"waiting for {self.bound}: the next request goes in {timedelta(seconds=round(until - now))}"
+        return (
+            f"waiting for {self.bound}: the next request goes in {timedelta(seconds=round(until - now))}; "
+            "interrupted and run again, it goes on"
+        )
 
 
 def share(lane: Lane, lanes: Iterable[Lane], free: int, now: float) -> int:

@@ -241,9 +241,10 @@ class Loop:
         (item,) = lane.take(1)
         request = item.request
         self._queued_bytes -= len(request.body)
+        limit = f"{lane.pool.whose(never)} is {never.maximum} a {never.period}"
         message = (
-            f"needs {request.tokens} tokens, and the limit is {never.maximum} a {never.period}: "
-            "raise that limit, lower the request's output limit, or split it"
+            f"needs {request.tokens} tokens, and {limit}: "
+            "raise it, lower the request's output limit, or split it"
         )
         outcomes = unsent(request, "exhausted", "exceeds_limit", message)
         await self._parts.journal.reject(outcomes)

@@ -66,17 +66,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """
         for name in ("rpm", "tpm", "rpd", "tpd", "max_inflight", "max_attempts", "limit_rows"):
             _at_least_one(f"--{name.replace('_', '-')}", getattr(self, name))
+        if not isinstance(self.limits, Mapping):
+            raise ConfigurationError(f"--limit must be a dict of models and limits, not {self.limits!r}")
         for model, limit in self.limits.items():
             if not isinstance(limit, Limit):
                 raise ConfigurationError(f"--limit {model} must be a batcher.Limit(rpm, tpm), not {limit!r}")
             for value in astuple(limit):
                 _at_least_one(f"--limit {model}", value)
         for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ConfigurationError(
-                    f"--{name[:-2].replace('_', '-')} must be 0 seconds or more, not {value}"
-                )
+            _seconds(f"--{name[:-2].replace('_', '-')}", getattr(self, name))
         if not self.timeout_s:
             raise ConfigurationError("--timeout must be more than 0 seconds: no request can be that fast")
         if self.namespace == "":
@@ -154,6 +152,11 @@ def _at_least_one(option: str, value: int | None) -> None:
         raise ConfigurationError(f"{option} must be a whole number, not {value!r}")
     if value is not None and value < 1:
         raise ConfigurationError(f"{option} must be at least 1, not {value}")
+
+
+def _seconds(option: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{option} must be 0 seconds or more, not {value!r}")
 
 
 def _one_of(option: str, value: str, words: tuple[str, ...]) -> None:

@@ -64,7 +64,7 @@ class Ours:
     """A queue of costs and one timer; up to 64 are offered at a time."""
 
     def __init__(self, rpm, tpm, admitted):
-        self.pool, self.admitted, self.waiting = Pool("p", Limit(rpm, tpm), 0.25), admitted, deque()
+        self.pool, self.admitted, self.waiting = Pool(Limit(rpm, tpm), 0.25), admitted, deque()
         self.task = asyncio.create_task(self.admit())
 
     def submit(self, cost):
@@ -251,7 +251,7 @@ def measure_free(pipe, admit, group):
 
 
 def ours_free(rpm, tpm):
-    pool = Pool("p", Limit(rpm, tpm), 0.25)
+    pool = Pool(Limit(rpm, tpm), 0.25)
 
     async def admit(costs, count):
         now_s = asyncio.get_running_loop().time

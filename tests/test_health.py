@@ -1,5 +1,6 @@
 """One lost attempt says little; several tell that the endpoint is down, and that it is not the rows."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,11 +234,15 @@ def test_a_short_one_is_not_told():
     assert not health.notices
 
 
-def test_a_long_pause_of_a_pool_is_told():
-    health = Health(1800.0)
+@pytest.mark.parametrize(
+    ("max_stall_s", "more"),
+    [(3600.0, ""), (1800.0, ", which is longer than --max-stall: the run stops before that")],
+)
+def test_a_long_pause_of_a_pool_is_told(max_stall_s, more):
+    health = Health(max_stall_s)
     health.learn(hold(3600.0, "pool"), claimed("a"), None, 0.0)
     health.learn(hold(10.0, "pool"), claimed("a"), None, 0.0)
-    assert list(health.notices) == ["it is lost; the next request goes in 3600 s"]
+    assert list(health.notices) == ["it is lost; the next request goes in 1:00:00" + more]
 
 
 @given(

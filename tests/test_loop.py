@@ -892,7 +892,7 @@ def test_no_day_holds_more_requests_than_the_limit(setting):
     assert windows(sent, 86_400.0) == 20
     assert 2 * 86_400 < ran.clock.now() < 2 * 86_400 + 1200
     assert told[0].startswith("waiting for requests a day: the next request goes in 1 day, 0:0")
-    assert len(told) < 5
+    assert len(told) == 2
 
 
 def announcing(rpm, answers=answer):
@@ -1010,7 +1010,7 @@ def test_what_is_larger_than_the_limit_fails_and_the_rest_runs(setting):
     assert Counter(ran.states.values()) == {"done": 19, "exhausted": 1}
     ((_, name, status, _, _, code, message, line, _),) = reader.rows(ran.store, "errors")
     assert (name, status, code) == ("r4", None, "exceeds_limit")
-    assert "the limit is 1000 a minute: raise that limit" in message
+    assert "the limit is 1000 a minute: raise it" in message
     assert orjson.loads(line)["body"]["max_tokens"] == 5000
     # with room for it, it runs
     assert go(setting, tpm=None).sent == ["r4"]
@@ -1254,7 +1254,7 @@ def test_a_restart_does_not_double_the_minute(setting):
         await journal.close()
 
     run(main, setting.clock)
-    assert sum(requests for _, _, requests, _ in sent) == 20
+    assert sum(requests for _, _, requests, *_ in sent) == 20
     assert all(at <= setting.clock.now() for _, at, *_ in sent)
 
 

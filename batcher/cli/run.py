@@ -69,13 +69,14 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
     "--rpm",
     type=int,
     metavar="N",
-    help="Requests per minute, never exceeded in any minute.  [default: what the server announces]",
+    help="Requests per minute, never exceeded in any minute, of all models without a --limit together.  "
+    "[default: what the server announces]",
 )
 @click.option(
     "--tpm",
     type=int,
     metavar="N",
-    help="Tokens per minute: input and output limit.  [default: what the server announces]",
+    help="Tokens per minute, likewise: input and output limit.  [default: what the server announces]",
 )
 @click.option("--rpd", type=int, metavar="N", help="Requests per day, never exceeded in any 24 hours.")
 @click.option("--tpd", type=int, metavar="N", help="Tokens per day, never exceeded in any 24 hours.")
@@ -102,7 +103,8 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
     metavar="SECONDS",
     default="0.25",
     show_default=True,
-    help="How far ahead of its even rate the flow may run.",
+    help="How far ahead of its even rate the flow may run, 0.1 s at least. Requests that had to wait for "
+    "another limit may catch up more, up to 6 s of them.",
 )
 @click.option(
     "--max-inflight",

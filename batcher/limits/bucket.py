@@ -123,6 +123,13 @@ class Bucket:
         if self._day is not None:
             self._day.window.max_requests, self._day.window.max_tokens = rpd, tpd
 
+    def forget(self, kind: str) -> None:
+        """Believe no longer what the server has said of `requests`, or of `tokens`."""
+        for period in (self._minute, self._day):
+            if period is not None:
+                period.level(kind).heard = False
+        self._set_rates()
+
     def _set_rates(self) -> None:
         requests_per_s = self._window.max_requests / MINUTE_S
         self._pace_requests.set_rate(min(requests_per_s, self._minute.requests.left_per_s))
@@ -135,6 +142,7 @@ class Bucket:
     def _count_days(self) -> None:
         if self._day is None:
             self._day = Period(Window(period_s=DAY_S))
+            # What has been sent is in the server's word, what is held will be sent.
             held = self._window
             self._day.window.take(held.requests - held.counted_requests, held.tokens - held.counted_tokens)
             self._day.note(-inf)
@@ -234,8 +242,8 @@ class Bucket:
     def binding(self, cost: int, now: float) -> str | None:
         """Name what a request of `cost` tokens waits for the longest; None if it may go.
 
-        `requests`, `tokens`, `requests a day`, `tokens a day`; `requests left` or `tokens left`: by the
-        server's word too little remains.
+        `requests`, `tokens`, `requests a day`, `tokens a day`; `requests left at the server` or `tokens left
+        at the server`: by its word too little remains.
         """
         at, name = max(self._times(cost, now), key=itemgetter(0))
         return None if at <= now else name

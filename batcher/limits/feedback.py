@@ -18,6 +18,7 @@ Kind = Literal["requests", "tokens"]
 _ABSURD: Final = 10**12
 #: Clocks and roundings leave so much between two figures that are meant to be the same.
 _NEARLY: Final = 1.1
+_EXACTLY: Final = 1.03
 _MOST_DECIMALS: Final = 18
 _PREFIX: Final = b"x-ratelimit-"
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(d|h|ms|m|s)")
@@ -48,14 +49,16 @@ class Announced(NamedTuple):
         used = self.limit - self.remaining
         if used == 0 or self.reset_s == 0.0:
             return None
-        # What remains is rounded down, so a little less may be used than it seems.
         least = self.limit * (self.reset_s - self.rounding_s) / used
-        most = self.limit * self.reset_s / max(used - 1, 0.5)
-        may_be_day = least <= DAY_S * _NEARLY and most >= DAY_S / _NEARLY
+        most = self.limit * (self.reset_s + self.rounding_s) / used
+        # What remains is rounded down, so a little less may be used than it seems.
+        may_be_day = least <= DAY_S * _NEARLY and most * used / max(used - 1, 0.5) >= DAY_S / _NEARLY
         if least <= MINUTE_S * _NEARLY or MINUTE_S - self.reset_s <= 1.0:
             # What is below its own rounding may be either.
             return None if may_be_day and least == 0.0 else MINUTE_S
-        return DAY_S if may_be_day else MINUTE_S
+        if least <= DAY_S * _EXACTLY and most >= DAY_S / _EXACTLY:
+            return DAY_S
+        return None if may_be_day else MINUTE_S
 
     @property
     def is_far(self) -> bool:
@@ -182,21 +185,22 @@ class Feedback:
     __slots__ = ("_disbelieved", "_known")
 
     def __init__(self) -> None:
-        #: Models whose token limit is smaller than a request that was served.
         self._disbelieved: set[str] = set()
         self._known: dict[tuple[Kind, str], _Known] = {}
 
-    def hear(self, model: str, announced: Mapping[Kind, Announced], served: int = 0) -> list[Word]:
+    def disbelieve(self, model: str) -> None:
+        """Take no token limit from a model's replies any more: one request was served that had more."""
+        self._disbelieved.add(model)
+        self._known.pop(("tokens", model), None)
+
+    def hear(self, model: str, announced: Mapping[Kind, Announced]) -> list[Word]:
         """Take what a reply announces, and return what remains of the limits that bind the pool.
 
-        Where models in one pool have different limits, the tightest speaks for all. `served` are the tokens
-        of the request, if it was served: if they are more than the whole limit, the server counts otherwise.
+        Where models in one pool have different limits, the tightest speaks for all.
         """
         words = []
         for kind, said in announced.items():
-            if kind == "tokens" and (said.limit < served or model in self._disbelieved):
-                self._disbelieved.add(model)
-                self._known.pop((kind, model), None)
+            if kind == "tokens" and model in self._disbelieved:
                 continue
             known = self._known.setdefault((kind, model), _Known())
             known.hear(said)

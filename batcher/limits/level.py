@@ -93,6 +93,7 @@ class Level:
         if self._empty > _NOT_MEANT or note is None:
             self.heard = self.heard and self._empty <= _NOT_MEANT
             return
+        # Where nothing was expected yet nothing can fall short: minus infinity.
         memory = math.exp(-max(at - self._at, 0.0) / _MEMORY_S)
         short = note.expected - remaining
         if refused and 2 * remaining <= note.expected:
@@ -175,4 +176,5 @@ class Level:
         return self._remaining - (used - self._note.counted)
 
     def _as_bucket(self, granted: int, now: float) -> float:
+        # It may pass the limit: our own window, or the next word, is in the way before.
         return self._remaining - (granted - self._note.ever) + self._per_s * (now - self._at)

@@ -1,9 +1,13 @@
 """The limits of a minute, or of a day: our own window, and the server's word on it."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from batcher.limits.level import Level
 from batcher.limits.window import DAY_S, SKEW_S, Window
+
+#: What is waited for where the server says that too little remains: it ends the name.
+LEFT: Final = " left at the server"
 
 
 class Period:
@@ -52,7 +56,7 @@ class Period:
             self.requests.earliest(1, window.requests, requests, now, window.requests_freed, awaited=awaited),
             self.tokens.earliest(cost, window.tokens, tokens, now, window.tokens_freed, awaited=awaited),
         )
-        yield from zip(levels, ("requests left", "tokens left"), strict=True)
+        yield from zip(levels, (f"requests{LEFT}", f"tokens{LEFT}"), strict=True)
 
     def note(self, now: float) -> None:
         """Remember what has been sent by now, for the server's word that comes later."""

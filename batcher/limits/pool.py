@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
-from batcher.limits.bucket import Bucket, Fit, Limit, Took, Wait
+from batcher.limits.bucket import Bucket, Fit, Limit, Never, Took, Wait
 from batcher.limits.feedback import Feedback, Word, read
 from batcher.limits.growth import Growth
 from batcher.limits.returns import Heard, Returns
 
-#: The name of the pool of every model without one of its own.
-SHARED = "shared"
+#: The name of the pool of every model without one of its own: no model has it.
+SHARED = ""
 #: Admission goes in groups, some milliseconds apart: a smaller burst would lose what those are worth.
 LEAST_BURST_S = 0.1
 
@@ -48,12 +48,10 @@ class Pool(Bucket):
         "_unused",
         "holds",
         "limit",
-        "name",
     )
 
-    def __init__(self, name: str, limit: Limit, burst_s: float, counts: TpmCounts = "auto") -> None:
+    def __init__(self, limit: Limit, burst_s: float, counts: TpmCounts = "auto") -> None:
         super().__init__(limit, burst_s)
-        self.name = name
         #: Pauses since something last succeeded: what the backoff grows with.
         self.holds = 0
         #: The limits that it keeps: those given, and else those that the server tells.
@@ -147,7 +145,11 @@ class Pool(Bucket):
         announced = read(headers)
         if not announced:
             return False
-        words = self._feedback.hear(model, announced, served)
+        if "tokens" in announced and announced["tokens"].limit < served:
+            # The server counts otherwise.
+            self._feedback.disbelieve(model)
+            self.forget("tokens")
+        words = self._feedback.hear(model, announced)
         limit = self._merged(self._feedback.limit)
         is_new = limit != self.limit
         if is_new:
@@ -176,6 +178,11 @@ class Pool(Bucket):
             rpd=given.rpd or told.rpd,
             tpd=given.tpd or told.tpd,
         )
+
+    def whose(self, never: Never) -> str:
+        """Say where the limit comes from that a request is larger than."""
+        given = self._given.tpm if never.period == "minute" else self._given.tpd
+        return "the limit that the server announces" if given is None else "the limit"
 
     def pause(self, until: float, now: float, sent_at: float | None = None) -> bool:
         """Admit nothing before `until`, and then one first; say whether this is a new hold.
@@ -218,4 +225,4 @@ def pools(
 ) -> dict[str, Pool]:
     """Make the pools of a job: the shared one, and one for each model with a limit of its own."""
     limits = {SHARED: shared, **by_model}
-    return {name: Pool(name, limit, max(burst_s, LEAST_BURST_S), counts) for name, limit in limits.items()}
+    return {name: Pool(limit, max(burst_s, LEAST_BURST_S), counts) for name, limit in limits.items()}

@@ -2,7 +2,8 @@
 
 from typing import Final, NamedTuple
 
-#: Heards are compared so far apart, in seconds, and only if so much of the limit could have come back.
+#: What is heard is compared with what was heard so much before, in seconds, if at least such a share of the
+#: limit could have come back meanwhile.
 _APART_S: Final = 5.0
 _LEAST_SHARE: Final = 0.02
 #: More remains than our sending explains by so much of what could have come back, so often in a row.

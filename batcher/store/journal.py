@@ -130,17 +130,17 @@ class Journal:
             )
             raise StoreError(message)
 
-    async def recent(self, period_s: float, slot_s: float) -> list[tuple[str, float, int, int]]:
+    async def recent(self, period_s: float, slot_s: float) -> list[tuple[str, float, int, int, int]]:
         """Return what was sent in the last `period_s`, in sums of slots of `slot_s`, oldest first.
 
-        Each is (model, `Clock.now()` when the last of them was sent, requests, tokens).
+        Each is (model, `Clock.now()` when the last of them was sent, requests, tokens reserved, tokens used).
         """
         wall = self._clock.wall()
         offset = wall - self._clock.now()
         most = int(_MOST_PER_S * period_s)
         rows = await self._fetch(query("sent_since"), (most, wall - period_s, slot_s))
         # A wall clock that was set back makes records of the future: they count as of now.
-        return [(model, min(at, wall) - offset, count, tokens) for model, at, count, tokens in rows]
+        return [(model, min(at, wall) - offset, *sums) for model, at, *sums in rows]
 
     async def fresh(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Note where these lines of the file are, and return those that are not settled yet.

@@ -102,14 +102,16 @@ WHERE settlements.billed = 'maybe'
 
 -- name: sent_since
 -- What was sent, or may have been, since this time, in slots of so many seconds: the rate limits of a new
--- process begin with it. What a dead process had in flight may have been sent until it was seen dead.
+-- process begin with it. What a dead process had in flight may have been sent until it was seen dead. Tokens as
+-- they were reserved, and as they were used where that is known.
 WITH sent AS (
-  SELECT attempts.model, attempts.tokens, coalesce(settlements.sent_at, settlements.ended_at) AS at
+  SELECT attempts.model, attempts.tokens, coalesce(settlements.sent_at, settlements.ended_at) AS at,
+    coalesce(nullif(settlements.prompt_tokens + settlements.completion_tokens, 0), attempts.tokens) AS used
   FROM attempts JOIN settlements ON settlements.attempt = attempts.id
   WHERE attempts.id > (SELECT coalesce(max(id), 0) FROM attempts) - ?
     AND (settlements.sent_at IS NOT NULL OR settlements.error = 'crashed')
 )
-SELECT model, max(at) AS latest, count(*), sum(tokens)
+SELECT model, max(at) AS latest, count(*), sum(tokens), sum(used)
 FROM sent WHERE at >= ? GROUP BY model, CAST(at / ? AS INTEGER) ORDER BY latest;
 
 -- name: count_rows

@@ -510,23 +510,26 @@ def test_recent_tells_what_was_sent_within_the_period_by_this_clock(driver):
     async def main():
         async with driver.journal() as journal:
             _, rows = await walk(journal, ["a", "b", "c", "d", "e"])
-            old, sent, refused, unsent = await claim(journal, [rows[name] for name in "abcd"])
+            old, sent, answered, unsent = await claim(journal, [rows[name] for name in "abcd"])
             driver.clock.advance(100)
             await claim(journal, [rows["e"]])
             settled = [
                 Settlement(Attempt(old.id, "no", 3.0, 2.0, 500, "server_error")),
                 Settlement(Attempt(sent.id, "no", 99.0, 90.0, 500, "server_error")),
-                Settlement(Attempt(refused.id, "no", 96.0, 95.0, 429, "rate_limit")),
+                Settlement(
+                    Attempt(answered.id, "yes", 96.0, 95.0, 200, prompt_tokens=3, completion_tokens=1)
+                ),
                 Settlement(Attempt(unsent.id, "no", 97.0, None, None, "unreachable")),
             ]
             await journal.settle(settled)
         driver.clock.advance(20)
         async with driver.journal() as journal:
             recent = await journal.recent(60.0, 0.1)
-            assert [(model, round(at, 3), count, tokens) for model, at, count, tokens in recent] == [
-                ("m", 90.0, 1, 10),
-                ("m", 95.0, 1, 10),
-                ("m", 120.0, 1, 10),  # in flight at the crash: it may have left until it was seen dead
+            assert [(model, round(at, 3), *sums) for model, at, *sums in recent] == [
+                # Requests, tokens reserved and tokens used.
+                ("m", 90.0, 1, 10, 10),
+                ("m", 95.0, 1, 10, 4),
+                ("m", 120.0, 1, 10, 10),  # in flight at the crash: it may have left until it was seen dead
             ]
         driver.clock.advance(31)
         async with driver.journal() as journal:

@@ -17,9 +17,9 @@ def said(limit=None, remaining=None, reset=None, kind=b"requests"):
     ]
 
 
-def hear(feedback, model, pairs, served=0):
+def hear(feedback, model, pairs):
     """Return what is heard, without the reset."""
-    return [word[:4] for word in feedback.hear(model, read(pairs), served)]
+    return [word[:4] for word in feedback.hear(model, read(pairs))]
 
 
 # --- what a reply says
@@ -150,15 +150,12 @@ VALUES = (
 
 
 @settings(max_examples=150)
-@given(
-    st.lists(st.lists(st.tuples(st.sampled_from(NAMES) | st.binary(), VALUES), max_size=9), max_size=4),
-    st.integers(0, 10**6),
-)
-@example([[(name, b"1") for name in NAMES]] * 4, 0)
-def test_whatever_the_headers_say_it_is_read(replies, served):
+@given(st.lists(st.lists(st.tuples(st.sampled_from(NAMES) | st.binary(), VALUES), max_size=9), max_size=4))
+@example([[(name, b"1") for name in NAMES]] * 4)
+def test_whatever_the_headers_say_it_is_read(replies):
     feedback = Feedback()
     for pairs in replies:
-        for word in feedback.hear("m", read(pairs), served):
+        for word in feedback.hear("m", read(pairs)):
             assert word.kind in ("requests", "tokens")
             assert word.period_s in (MINUTE_S, DAY_S)
             assert 0 < word.limit <= 10**12
@@ -210,6 +207,10 @@ def test_whatever_the_headers_say_it_is_read(replies, served):
         pytest.param(b"10000", b"9000", b"5s", MINUTE_S, id="fixed: near its end"),
         pytest.param(b"10000", b"9000", b"7h3m0s", DAY_S, id="fixed: a day's"),
         pytest.param(b"10000", b"9995", b"43s", DAY_S, id="fixed: misleads, looks like a day's bucket"),
+        pytest.param(
+            b"1200", b"1199", b"54s", None, id="fixed: hardly a day's bucket, if one and a half are used"
+        ),
+        pytest.param(b"10000", b"9998", b"10.4s", None, id="a day's bucket, if 1.2 are used"),
     ],
 )
 def test_the_period_follows_from_limit_remaining_and_reset(limit, remaining, reset, period_s):
@@ -369,18 +370,13 @@ def test_a_word_without_what_remains_tells_the_limit():
     assert feedback.limit == Limit(rpm=500)
 
 
-def test_a_limit_of_tokens_that_is_smaller_than_what_was_served_is_none():
+def test_a_token_limit_that_is_disbelieved_is_none_for_its_model():
     feedback, words = Feedback(), said(b"10", b"10", b"0s", b"tokens") + said(b"500", b"499")
-    hear(feedback, "a", words, served=10)
+    hear(feedback, "a", words)
     assert feedback.limit == Limit(rpm=500, tpm=10)
-    assert hear(feedback, "a", words, served=11) == [("requests", 500, MINUTE_S, 499)]
+    feedback.disbelieve("a")
     assert feedback.limit == Limit(rpm=500)
-    hear(feedback, "a", words, served=1)
+    assert hear(feedback, "a", words) == [("requests", 500, MINUTE_S, 499)]
     assert feedback.limit == Limit(rpm=500)
-
-
-def test_and_so_is_that_of_no_other_model():
-    feedback = Feedback()
-    hear(feedback, "a", said(b"10", b"10", b"0s", b"tokens"), served=11)
-    hear(feedback, "b", said(b"90", b"80", b"7s", b"tokens"), served=11)
-    assert feedback.limit == Limit(tpm=90)
+    hear(feedback, "b", said(b"90", b"80", b"7s", b"tokens"))
+    assert feedback.limit == Limit(rpm=500, tpm=90)

@@ -13,7 +13,7 @@ AMPLE = Limit(rpm=10**9)
 
 def open_pool():
     """Return a pool whose limit is in nobody's way, and for which nobody has to ask."""
-    return Pool("p", AMPLE, 0.25)
+    return Pool(AMPLE, 0.25)
 
 
 def said(limit, remaining, reset, kind=b"requests"):
@@ -47,7 +47,7 @@ def test_a_pause_ends_exactly_when_it_says():
 
 @pytest.mark.parametrize("limit", [Limit(rpm=60), Limit(tpm=6000)])
 def test_a_pause_promises_when_the_probe_goes(limit):
-    pool = Pool("p", limit, 0.25)
+    pool = Pool(limit, 0.25)
     pool.pause(10.0, now=0.0)
     promised = pool.fit([1], 0.0).until
     assert pool.fit([1], promised) == Took(1, probe=True)
@@ -55,7 +55,7 @@ def test_a_pause_promises_when_the_probe_goes(limit):
 
 @pytest.mark.parametrize("limit", [Limit(), Limit(rpm=1), Limit(rpm=60, tpm=600), Limit(rpm=6000)])
 def test_after_a_pause_the_probe_goes_within_the_burst(limit):
-    pool = Pool("p", limit, 0.25)
+    pool = Pool(limit, 0.25)
     pool.pause(10.0, now=0.0)
     again = pool.fit([1], 10.0)
     until = again.until if isinstance(again, Wait) else 10.0
@@ -111,7 +111,7 @@ def test_a_probe_reads_one():
 
 
 def test_one_that_never_goes_is_no_probe():
-    pool = Pool("p", Limit(tpm=10), 60.0)
+    pool = Pool(Limit(tpm=10), 60.0)
     pool.pause(1.0, now=0.0)
     assert pool.fit([11], 2.0) == Never(10)
     now = 70.0
@@ -119,7 +119,7 @@ def test_one_that_never_goes_is_no_probe():
 
 
 def test_a_probe_that_never_left_opens_the_pool():
-    pool = Pool("p", Limit(rpm=1), 60.0)
+    pool = Pool(Limit(rpm=1), 60.0)
     pool.pause(1.0, now=0.0)
     assert pool.fit([1], 70.0) == Took(1, probe=True)
     pool.give_back([1])
@@ -186,7 +186,7 @@ def test_a_success_makes_the_next_pause_a_first_one():
 
 
 def test_after_a_pause_the_flow_starts_without_a_burst():
-    pool = Pool("p", Limit(rpm=60), burst_s=5.0)
+    pool = Pool(Limit(rpm=60), burst_s=5.0)
     pool.pause(100.0, now=0.0)
     now, sent = 100.0, []
     while len(sent) < 6:
@@ -203,7 +203,7 @@ def test_after_a_pause_the_flow_starts_without_a_burst():
 
 
 def test_binding_names_the_server_during_a_pause_and_then_the_limit():
-    pool = Pool("p", Limit(rpm=60), burst_s=1.0)
+    pool = Pool(Limit(rpm=60), burst_s=1.0)
     assert pool.binding(1, 0.0) is None
     assert pool.fit([1, 1], 0.0) == Took(1)
     assert pool.binding(1, 0.0) == "requests"
@@ -215,7 +215,7 @@ def test_binding_names_the_server_during_a_pause_and_then_the_limit():
 
 
 def test_a_reservation_given_back_is_as_if_it_never_was():
-    pool = Pool("p", Limit(rpm=1, tpm=10), burst_s=60.0)
+    pool = Pool(Limit(rpm=1, tpm=10), burst_s=60.0)
     assert pool.fit([10], 0.0) == Took(1)
     assert pool.fit([10], 0.0) == Wait(None)
     pool.give_back([10])
@@ -224,7 +224,7 @@ def test_a_reservation_given_back_is_as_if_it_never_was():
 
 @pytest.mark.parametrize("counts", ["reserved", "actual"])
 def test_what_was_dropped_counts_all_the_same(counts):
-    pool = Pool("p", Limit(rpm=1, tpm=10), 60.0, counts)
+    pool = Pool(Limit(rpm=1, tpm=10), 60.0, counts)
     assert pool.fit([10], 0.0) == Took(1)
     pool.sent([10], 0.0)
     pool.dropped()
@@ -243,7 +243,7 @@ def test_what_was_dropped_counts_all_the_same(counts):
     ],
 )
 def test_what_was_used_counts_as_the_server_counts(counts, actual, left):
-    pool = Pool("p", Limit(tpm=100), 60.0, counts)
+    pool = Pool(Limit(tpm=100), 60.0, counts)
     assert pool.fit([80], 0.0) == Took(1)
     pool.sent([80], 0.0)
     pool.used(80, actual, sent_at=0.0, now=5.0)
@@ -255,7 +255,7 @@ def test_what_was_used_counts_as_the_server_counts(counts, actual, left):
 
 
 def test_without_a_limit_one_goes_first():
-    pool = Pool("p", Limit(), 0.25)
+    pool = Pool(Limit(), 0.25)
     assert pool.fit([1] * 5, 0.0) == Took(1, probe=True)
     assert pool.is_looking
     assert isinstance(pool.fit([1] * 4, 1.0), Wait)
@@ -269,7 +269,7 @@ def test_without_a_limit_one_goes_first():
 
 
 def test_the_first_one_is_not_waited_for_for_ever():
-    pool = Pool("p", Limit(), 0.25)
+    pool = Pool(Limit(), 0.25)
     assert pool.fit([1], 100.0) == Took(1, probe=True)
     assert pool.fit([1], 101.0) == Wait(100.0 + LOOK_S)
     assert pool.fit([1], 100.0 + LOOK_S - PROBE) == Wait(100.0 + LOOK_S)
@@ -278,7 +278,7 @@ def test_the_first_one_is_not_waited_for_for_ever():
 
 
 def test_a_pause_while_the_first_one_is_out_is_a_pause_like_any():
-    pool = Pool("p", Limit(), 0.25)
+    pool = Pool(Limit(), 0.25)
     assert pool.fit([1], 0.0) == Took(1, probe=True)
     assert pool.fit([1] * 2, LOOK_S) == Took(2)
     pool.pause(50.0, now=6.0, sent_at=5.0)
@@ -290,7 +290,7 @@ def test_a_pause_while_the_first_one_is_out_is_a_pause_like_any():
 
 @pytest.mark.parametrize("limit", [Limit(rpm=600), Limit(tpm=1000), Limit(rpd=10), Limit(tpd=1000)])
 def test_with_one_there_is_nothing_to_ask(limit):
-    assert Pool("p", limit, 60.0).fit([1] * 3, 0.0) == Took(3)
+    assert Pool(limit, 60.0).fit([1] * 3, 0.0) == Took(3)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_with_one_there_is_nothing_to_ask(limit):
     ],
 )
 def test_what_the_server_says_is_kept_where_nothing_was_given(given, headers, kept):
-    pool = Pool("p", given, 0.25)
+    pool = Pool(given, 0.25)
     pool.fit([1], 0.0)
     pool.sent([1], 0.0)
     assert pool.hear("m", headers, 0.0, refused=False) == (kept != given)
@@ -322,7 +322,7 @@ def test_what_the_server_says_is_kept_where_nothing_was_given(given, headers, ke
 
 
 def test_a_limit_that_was_learned_is_kept_like_one_that_was_given():
-    pool = Pool("p", Limit(), 60.0)
+    pool = Pool(Limit(), 60.0)
     assert send(pool, [1] * 5, 100.0) == 1
     pool.hear("m", said(3, 2, b"20s"), 100.0, refused=False)
     # Of what it says, one takes hold first, to hear how things stand.
@@ -335,7 +335,7 @@ def test_a_limit_that_was_learned_is_kept_like_one_that_was_given():
 
 
 def test_the_tightest_of_the_models_in_a_pool_binds_it():
-    pool = Pool("p", Limit(), 0.25)
+    pool = Pool(Limit(), 0.25)
     send(pool, [1], 0.0)
     assert pool.hear("large", said(500, 499, b"120ms"), 0.0, refused=False)
     assert pool.hear("small", said(200, 199, b"300ms"), 0.0, refused=False)
@@ -344,7 +344,7 @@ def test_the_tightest_of_the_models_in_a_pool_binds_it():
 
 
 def test_a_limit_that_changes_is_news():
-    pool = Pool("p", Limit(), 0.25)
+    pool = Pool(Limit(), 0.25)
     send(pool, [1], 0.0)
     assert pool.hear("m", said(500, 499, b"120ms"), 0.0, refused=False)
     assert pool.hear("m", said(1000, 999, b"60ms"), 0.0, refused=False)
@@ -353,7 +353,7 @@ def test_a_limit_that_changes_is_news():
 
 @pytest.mark.parametrize("ending", ["sent", "given back"])
 def test_a_limit_of_a_day_that_is_learned_counts_what_is_on_its_way(ending):
-    pool = Pool("p", Limit(rpm=600), 60.0)
+    pool = Pool(Limit(rpm=600), 60.0)
     assert pool.fit([1] * 6, 0.0) == Took(6)
     pool.sent([1], 0.0)
     pool.hear("m", said(10, 9, b"2h24m"), 0.0, refused=False)
@@ -366,7 +366,7 @@ def test_a_limit_of_a_day_that_is_learned_counts_what_is_on_its_way(ending):
 
 def test_a_first_word_that_misleads_leaves_nothing_behind():
     """As from a fixed window: 43 s before its end it looks like one of a day."""
-    pool, limit = Pool("p", Limit(), 0.25), 10_000
+    pool, limit = Pool(Limit(), 0.25), 10_000
     send(pool, [1], 0.0)
     pool.hear("m", said(limit, limit - 5, b"43s"), 0.0, refused=False)
     assert pool.limit == Limit(rpd=limit)
@@ -391,9 +391,26 @@ def test_a_first_word_that_misleads_leaves_nothing_behind():
     assert sent > 0.9 * 4 * limit
 
 
+def test_a_token_limit_that_is_smaller_than_what_was_served_is_forgotten():
+    pool = Pool(Limit(tpm=500_000), 0.25)
+    assert send(pool, [20], 0.0) == 1
+    small = said(1000, 1000, b"0s", b"tokens")
+    pool.hear("m", small, 0.0, refused=False, served=20)
+    later = pool.fit([3000], 1.0).until
+    assert send(pool, [3000], later) == 1
+    pool.hear("m", small, later, refused=False, served=3000)
+    assert send(pool, [3000], later + 1.0) == 1
+
+
+def test_it_says_whose_a_limit_is():
+    pool = Pool(Limit(tpm=500, rpd=5), 0.25)
+    assert pool.whose(pool.fit([501], 0.0)) == "the limit"
+    assert pool.whose(Never(9, "day")) == "the limit that the server announces"
+
+
 def test_what_earlier_processes_sent_brings_no_word():
     """Where nothing says how things stand, what remained fills up again evenly."""
-    pool = Pool("p", Limit(rpm=600), 60.0)
+    pool = Pool(Limit(rpm=600), 60.0)
     pool.seed(0.0, 100, 100)
     assert send(pool, [1], 10.0) == 1
     pool.hear("m", said(600, 0, b"1s"), 10.0, refused=False)
@@ -406,7 +423,7 @@ def test_what_earlier_processes_sent_brings_no_word():
 
 def test_after_a_slow_down_the_tokens_grow_by_half_in_15_minutes_at_the_most():
     tpm = 6_000_000
-    pool, now = Pool("p", Limit(tpm=tpm), 0.25), 0.0
+    pool, now = Pool(Limit(tpm=tpm), 0.25), 0.0
     cost, minutes = 20_000, []
     slowed_at = 180.0
     while now < slowed_at:
@@ -437,7 +454,7 @@ def _send_or_wait(pool, cost, now):
 
 
 def test_a_slow_down_is_over_when_it_has_grown_to_the_limit():
-    pool = Pool("p", Limit(tpm=1_200_000), 0.25)
+    pool = Pool(Limit(tpm=1_200_000), 0.25)
     send(pool, [10_000], 0.0)
     pool.slow_down(0.0)
     assert pool.fit([], EVERY_S * 0.4) == Took(0)
@@ -446,7 +463,7 @@ def test_a_slow_down_is_over_when_it_has_grown_to_the_limit():
 
 
 def test_a_slow_down_keeps_to_its_rate_when_a_limit_is_learned():
-    pool = Pool("p", Limit(tpm=10**9), 0.0)
+    pool = Pool(Limit(tpm=10**9), 0.0)
     send(pool, [100_000], 0.0)
     pool.slow_down(10.0)
     pool.hear("m", said(500, 499, b"120ms"), 0.0, refused=False)
@@ -460,9 +477,15 @@ def test_a_slow_down_keeps_to_its_rate_when_a_limit_is_learned():
 
 def test_each_model_with_a_limit_has_a_pool_of_its_own():
     made = pools(Limit(rpm=60), {"big": Limit(tpm=5)}, 1.0)
-    assert {name: pool.name for name, pool in made.items()} == {SHARED: SHARED, "big": "big"}
+    assert set(made) == {SHARED, "big"}
     assert made[SHARED].fit([9, 9], 0.0) == Took(1)
     assert made["big"].fit([9], 0.0) == Never(5)
+
+
+def test_no_model_can_have_the_name_of_the_shared_one():
+    made = pools(Limit(rpm=60), {"shared": Limit(tpm=5)}, 1.0)
+    assert made[SHARED].fit([9], 0.0) == Took(1)
+    assert made["shared"].fit([9], 0.0) == Never(5)
 
 
 def test_a_pool_without_a_limit_asks_beside_one_with():
@@ -487,7 +510,7 @@ def test_all_of_them_count_as_the_server_does(counts):
 
 
 def test_what_earlier_processes_sent_within_a_day_counts():
-    pool = Pool("p", Limit(rpd=100), 60.0)
+    pool = Pool(Limit(rpd=100), 60.0)
     pool.seed(100.0, 60, 600, DAY_S)
     pool.seed(50_000.0, 40, 400, DAY_S)
     assert pool.fit([1], 60_000.0) == Wait(pytest.approx(86_500, abs=150))

@@ -137,7 +137,7 @@ class PoolMachine(RuleBasedStateMachine):
         #: By how much the clock has gone back.
         self.lost_s = 0.0
         self.burst_s = burst_s
-        self.pool = Pool("p", limit, burst_s, counts)
+        self.pool = Pool(limit, burst_s, counts)
         self.model = Model(limit, burst_s)
         self.paused_until, self.closed_at, self.closed = -math.inf, -math.inf, False
         self.probe_next, self.probe = limit == Limit(), None
@@ -361,7 +361,7 @@ class PoolMachine(RuleBasedStateMachine):
         model, really = self.model, self.now + self.lost_s
         model.sent += [Sent(really, really, really, cost) for cost in model.held]
         self.now, self.lost_s = really + away_s, 0.0
-        self.pool = Pool("p", self.limit, self.burst_s, self.counts)
+        self.pool = Pool(self.limit, self.burst_s, self.counts)
         self.model = Model(self.limit, self.burst_s)
         for sent in model.sent:
             self.model.latest = self.model.seen = sent.really_at

@@ -39,7 +39,7 @@ class Process:
         self.origin = choice([0.0, 0.0, now, now - 500.0])
         self.now = now - self.origin
         self.counts = choice(["reserved", "actual"])
-        self.pool = Pool("p", limit, burst_s, self.counts)
+        self.pool = Pool(limit, burst_s, self.counts)
         for period_s in (MINUTE_S, DAY_S):
             for at, requests, tokens in journal(recorded, now, period_s):
                 self.pool.seed(at - self.origin, requests, tokens, period_s)
@@ -171,7 +171,7 @@ def test_no_day_exceeds_either_limit(limit, burst_s, seed, restarts):
 
 
 def test_a_stalled_commit_between_grant_and_send_does_not_break_it():
-    pool, account = Pool("p", limit := Limit(rpm=100), 60.0), Account()
+    pool, account = Pool(limit := Limit(rpm=100), 60.0), Account()
     now = 0.0
     for stall_s in (0.0, 59.0, 61.0, 200.0, 0.0):
         fit = pool.fit([0] * 1000, now)
@@ -189,7 +189,7 @@ def test_a_stalled_commit_between_grant_and_send_does_not_break_it():
 
 @pytest.mark.parametrize("asleep_s", [1.0, 59.0, 60.1, 61.0, 86_400.0])
 def test_a_machine_that_sleeps_between_grant_and_send_does_not_break_it(asleep_s):
-    pool, account = Pool("p", limit := Limit(rpm=10, tpm=100), 60.0), Account()
+    pool, account = Pool(limit := Limit(rpm=10, tpm=100), 60.0), Account()
     assert pool.fit([10] * 20, 100.0) == Took(10)
     now = 100.0 + asleep_s
     for _ in range(10):
@@ -208,7 +208,7 @@ def test_a_machine_that_sleeps_between_grant_and_send_does_not_break_it(asleep_s
 
 
 def test_requests_that_take_longer_to_arrive_than_those_of_the_next_minute_do_not_break_it():
-    pool, now, arrived, sent = Pool("p", limit := Limit(rpm=5), 60.0), 0.0, Account(), 0
+    pool, now, arrived, sent = Pool(limit := Limit(rpm=5), 60.0), 0.0, Account(), 0
     for late_s in (SKEW_S, 0.0) * 5:
         while isinstance(fit := pool.fit([0] * 9, now), Wait):
             now = fit.until

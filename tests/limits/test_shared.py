@@ -22,7 +22,7 @@ class World:
 
     def __init__(self, server, *, given=True, others=0.0, others_from=0.0, seed=1):
         self.server, self.chance = server, Random(seed)
-        self.pool = Pool("p", Limit(rpm=RPM) if given else Limit(), 0.25)
+        self.pool = Pool(Limit(rpm=RPM) if given else Limit(), 0.25)
         self.ramp = Ramp()
         self.events, self.orders, self.now = [], 0, 0.0
         self.asks_at = math.inf

@@ -37,7 +37,7 @@ class Line:
     """Requests in line at a pool; whatever goes is sent `delay_s` later. Time is the pool's own."""
 
     def __init__(self, limit, draw, *, delay_s=0.0, tick_s=0.0):
-        self.pool = Pool("p", limit, BURST_S)
+        self.pool = Pool(limit, BURST_S)
         self.account = Account()
         self.draw, self.chance = draw, Random(7)
         self.delay_s, self.tick_s = delay_s, tick_s
@@ -183,7 +183,7 @@ def test_no_large_one_waits_longer_than_everything_is_kept(large):
 
 
 def test_while_the_first_waits_nothing_goes_and_nothing_is_reserved():
-    pool, now = Pool("p", Limit(rpm=100, tpm=1000), 60.0), 0.0
+    pool, now = Pool(Limit(rpm=100, tpm=1000), 60.0), 0.0
     assert pool.fit([1, 900], now) == Took(2)
     pool.sent([1, 900], now)
     first = pool.fit([200, 1, 1], now)
