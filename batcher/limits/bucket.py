@@ -143,8 +143,8 @@ class Bucket:
         if self._day is None:
             self._day = Period(Window(period_s=DAY_S))
             # What has been sent is in the server's word, what is held will be sent.
-            held = self._window
-            self._day.window.take(held.requests - held.counted_requests, held.tokens - held.counted_tokens)
+            requests, tokens = self._window.counted()
+            self._day.window.take(self._window.requests - requests, self._window.tokens - tokens)
             self._day.note(-inf)
             self._capped = True
 

@@ -61,9 +61,10 @@ class Period:
     def note(self, now: float) -> None:
         """Remember what has been sent by now, for the server's word that comes later."""
         window = self.window
+        counted_requests, counted_tokens = window.counted()
         requests, tokens = window.granted()
-        self.requests.note(window.counted_requests, window.requests, requests, now)
-        self.tokens.note(window.counted_tokens, window.tokens, tokens, now)
+        self.requests.note(counted_requests, window.requests, requests, now)
+        self.tokens.note(counted_tokens, window.tokens, tokens, now)
 
     def level(self, kind: str) -> Level:
         """Return that of the `requests`, or of the `tokens`."""

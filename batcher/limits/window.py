@@ -29,18 +29,17 @@ class Window:
     """
 
     __slots__ = (
+        "_before_requests",
+        "_before_tokens",
         "_gone_requests",
         "_gone_tokens",
         "_keep_s",
         "_newest",
         "_oldest",
-        "_place",
-        "_ring_requests",
-        "_ring_tokens",
+        "_ring",
+        "_slot",
         "_slot_ends",
         "_slot_s",
-        "counted_requests",
-        "counted_tokens",
         "leaves",
         "max_requests",
         "max_tokens",
@@ -55,30 +54,32 @@ class Window:
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.period_s = period_s
-        #: Held and counted; and how much of that is counted.
+        #: Held and counted.
         self.requests = self.tokens = 0
-        self.counted_requests = self.counted_tokens = 0
         #: What was counted and has left.
         self._gone_requests = self._gone_tokens = 0
         self._slot_s = period_s / SLOTS
         self._keep_s = period_s + SKEW_S
-        #: Sums by slot number, modulo the length: a period, the skew, and the slots at either end.
-        length = SLOTS + math.ceil(SKEW_S / self._slot_s) + 3
-        self._ring_requests = [0] * length
-        self._ring_tokens = [0] * length
-        #: The slots in use (none if the newest is before the oldest), the newest's place and its end.
-        self._oldest, self._newest, self._place = 0, -1, 0
-        self._slot_ends = -math.inf
+        #: Requests and tokens of each slot, at its number modulo the length: a period, the skew, and a slot
+        #: at either end.
+        self._ring = [[0, 0] for _ in range(SLOTS + math.ceil(SKEW_S / self._slot_s) + 3)]
+        #: The slots in use (none if the newest is before the oldest); the newest and its end.
+        self._oldest, self._newest = 0, -1
+        self._slot, self._slot_ends = self._ring[0], -math.inf
+        #: The sums of all other slots.
+        self._before_requests = self._before_tokens = 0
         #: When the oldest of them leaves: `roll` then.
         self.leaves = math.inf
 
     def roll(self, now: float) -> None:
         """Let go of the slots that have left."""
-        ring_requests, ring_tokens = self._ring_requests, self._ring_tokens
         while self.leaves <= now:
-            place = self._oldest % len(ring_requests)
-            self._go(ring_requests[place], ring_tokens[place])
-            ring_requests[place] = ring_tokens[place] = 0
+            slot = self._ring[self._oldest % len(self._ring)]
+            if slot is not self._slot:
+                self._before_requests -= slot[0]
+                self._before_tokens -= slot[1]
+            self._go(*slot)
+            slot[:] = 0, 0
             self._oldest += 1
             if self._oldest <= self._newest:
                 self.leaves = self._leaves_at(self._oldest)
@@ -89,8 +90,6 @@ class Window:
     def _go(self, requests: int, tokens: int) -> None:
         self.requests -= requests
         self.tokens -= tokens
-        self.counted_requests -= requests
-        self.counted_tokens -= tokens
         self._gone_requests += requests
         self._gone_tokens += tokens
 
@@ -103,23 +102,23 @@ class Window:
         by_requests = self.requests + requests - self.max_requests
         by_tokens = self.tokens + tokens - self.max_tokens
         return (
-            now if by_requests <= 0 else self._freed(by_requests, self._ring_requests),
-            now if by_tokens <= 0 else self._freed(by_tokens, self._ring_tokens),
+            now if by_requests <= 0 else self.requests_freed(by_requests),
+            now if by_tokens <= 0 else self.tokens_freed(by_tokens),
         )
 
     def requests_freed(self, amount: float) -> float:
         """Return when so many of the requests that are counted will have left, infinity if fewer are."""
-        return self._freed(amount, self._ring_requests)
+        return self._freed(amount, 0)
 
     def tokens_freed(self, amount: float) -> float:
         """Return when so many of the tokens that are counted will have left, infinity if fewer are."""
-        return self._freed(amount, self._ring_tokens)
+        return self._freed(amount, 1)
 
-    def _freed(self, amount: float, ring: list[int]) -> float:
-        for slot in range(self._oldest, self._newest + 1):
-            amount -= ring[slot % len(ring)]
+    def _freed(self, amount: float, of: int) -> float:
+        for number in range(self._oldest, self._newest + 1):
+            amount -= self._ring[number % len(self._ring)][of]
             if amount <= 0:
-                return self._leaves_at(slot)
+                return self._leaves_at(number)
         return math.inf
 
     def take(self, requests: int, tokens: int) -> None:
@@ -137,11 +136,9 @@ class Window:
         # On a clock that went back it counts as of the latest time known: longer, not shorter.
         if now >= self._slot_ends:
             self._advance(now)
-        self.counted_requests += requests
-        self.counted_tokens += tokens
-        place = self._place
-        self._ring_requests[place] += requests
-        self._ring_tokens[place] += tokens
+        slot = self._slot
+        slot[0] += requests
+        slot[1] += tokens
 
     def seed(self, requests: int, tokens: int, at: float) -> None:
         """Count what was sent at `at`, before this window was made: oldest first."""
@@ -154,14 +151,21 @@ class Window:
         if tokens >= 0:
             self.seed(0, tokens, now)
             return
-        slot = min(math.floor(sent_at / self._slot_s), self._newest)
-        if slot < self._oldest:
+        number = min(math.floor(sent_at / self._slot_s), self._newest)
+        if number < self._oldest:
             return  # it has left
-        place = slot % len(self._ring_tokens)
+        slot = self._ring[number % len(self._ring)]
         # Never more than is there: if the clock went back it may stand in another slot.
-        tokens = max(tokens, -self._ring_tokens[place])
-        self._ring_tokens[place] += tokens
+        tokens = max(tokens, -slot[1])
+        slot[1] += tokens
+        if slot is not self._slot:
+            self._before_tokens += tokens
         self._go(0, -tokens)
+
+    def counted(self) -> tuple[int, int]:
+        """Return the requests and the tokens that were sent within the period: all but what is held."""
+        requests, tokens = self._slot
+        return self._before_requests + requests, self._before_tokens + tokens
 
     def granted(self) -> tuple[int, int]:
         """Return the requests and the tokens that were ever sent, or are held."""
@@ -170,13 +174,14 @@ class Window:
     def _advance(self, now: float) -> None:
         """Begin the slot of `now`."""
         self.roll(now)
-        slot = math.floor(now / self._slot_s)
+        number = math.floor(now / self._slot_s)
         if self._newest < self._oldest:
-            self._oldest = slot
-            self.leaves = self._leaves_at(slot)
-        self._newest = slot
-        self._place = self._newest % len(self._ring_requests)
+            self._oldest = number
+            self.leaves = self._leaves_at(number)
+        self._newest = number
+        self._before_requests, self._before_tokens = self.counted()
+        self._slot = self._ring[number % len(self._ring)]
         self._slot_ends = (self._newest + 1) * self._slot_s
 
-    def _leaves_at(self, slot: int) -> float:
-        return (slot + 1) * self._slot_s + self._keep_s
+    def _leaves_at(self, number: int) -> float:
+        return (number + 1) * self._slot_s + self._keep_s

@@ -91,11 +91,11 @@ def test_what_was_granted_is_all_that_was_ever_sent_or_is_held():
     send(window, 2, 20, 0.0)
     window.take(3, 30)
     window.roll(100.0)
-    assert (window.requests, window.counted_requests) == (3, 0)
+    assert (window.requests, window.counted()) == (3, NOTHING)
     assert window.granted() == (5, 50)
     window.give_back(1, 10)
     window.sent(2, 20, 100.0)
-    assert (window.counted_requests, window.counted_tokens) == (2, 20)
+    assert window.counted() == (2, 20)
     assert window.granted() == (4, 40)
 
 
@@ -178,9 +178,9 @@ def test_after_a_sleep_everything_has_left_and_the_ring_is_clean(now):
     assert window.earliest(3, 0, now + 1)[0] == now + 1
     send(window, 3, 21, now + 1)
     assert window.earliest(1, 0, now + 2)[0] == pytest.approx(now + 61.3, abs=0.06)
-    assert (window.counted_requests, window.counted_tokens) == (3, 21)
+    assert window.counted() == (3, 21)
     window.roll(now + 100)
-    assert (window.counted_requests, window.counted_tokens) == NOTHING
+    assert window.counted() == NOTHING
 
 
 # --- what it was in the end
@@ -192,9 +192,9 @@ def test_what_was_less_than_reserved_leaves_at_once():
     window.correct(-50, 0.0, now=1.0)
     assert window.earliest(1, 70, 1.0)[1] == 1.0
     assert window.earliest(1, 71, 1.0)[1] == pytest.approx(60.35)
-    assert (window.requests, window.counted_requests) == (1, 1)
+    assert (window.requests, window.counted()) == (1, (1, 30))
     window.roll(100.0)
-    assert (window.tokens, window.counted_tokens) == NOTHING
+    assert (window.tokens, window.counted()[1]) == NOTHING
 
 
 def test_what_was_more_counts_from_when_that_is_known():
@@ -226,7 +226,7 @@ def test_nothing_becomes_less_than_nothing():
     window.roll(60.35)
     assert window.tokens == 90
     window.roll(61.0)
-    assert (window.tokens, window.counted_tokens) == NOTHING
+    assert (window.tokens, window.counted()[1]) == NOTHING
 
 
 def test_a_correction_changes_nothing_of_what_was_granted():
@@ -256,5 +256,5 @@ def test_the_ring_holds_what_a_log_of_slots_would(period_s, steps):
             off = log[number][2] // 2
             window.correct(-off, (log[number][0] + 0.5) * slot_s, now)
             log[number][2] -= off
-        assert window.counted_requests == window.requests == sum(entry[1] for entry in log)
-        assert window.counted_tokens == window.tokens == sum(entry[2] for entry in log)
+        in_log = sum(entry[1] for entry in log), sum(entry[2] for entry in log)
+        assert window.counted() == (window.requests, window.tokens) == in_log
