@@ -164,14 +164,14 @@ class Bucket:
             max_requests, max_tokens = self._caps(now)
         requests_s, tokens_s = pace_requests.interval_s, pace_tokens.interval_s
         requests_due, tokens_due = pace_requests.due, pace_tokens.due
-        requests_from = tokens_from = now
         if self._waits_since < now:
-            requests_from = max(self._waits_since, now - SAVED_REQUESTS_S)
-            tokens_from = max(self._waits_since, now - SAVED_TOKENS_S)
-        if requests_due < requests_from:
-            requests_due = requests_from
-        if tokens_due < tokens_from:
-            tokens_due = tokens_from
+            requests_due = max(requests_due, self._waits_since, now - SAVED_REQUESTS_S)
+            tokens_due = max(tokens_due, self._waits_since, now - SAVED_TOKENS_S)
+        else:
+            if requests_due < now:
+                requests_due = now
+            if tokens_due < now:
+                tokens_due = now
         ahead, count, refused = now + self._ahead_s, 0, None
         for cost in costs:
             requests_next, tokens_next = requests_due + requests_s, tokens_due + cost * tokens_s
