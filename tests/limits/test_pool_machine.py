@@ -140,7 +140,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool(limit, burst_s, counts)
         self.model = Model(limit, burst_s)
         self.paused_until, self.closed_at, self.closed = -math.inf, -math.inf, False
-        self.probe_next, self.probe = limit == Limit(), None
+        self.probe_next, self.probe, self.look_until = limit == Limit(), None, -math.inf
         self.holds = 0
         self.promise = None
         self.has_heard = False
@@ -151,6 +151,8 @@ class PoolMachine(RuleBasedStateMachine):
     def the_clock_moves(self, seconds):
         # Never by a whole minute: see the test of the window.
         moved = max(self.now + seconds, self.model.seen - 50.0)
+        if self.look_until <= self.now:
+            moved = max(moved, self.look_until)  # what is over is over
         self.lost_s += max(self.now - moved, 0.0)
         self.now = moved
         self.promise = None
