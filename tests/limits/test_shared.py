@@ -20,7 +20,7 @@ COMMIT_S = 0.003
 class World:
     """A pool with a ramp, a server, others at it, and the wires between them; events in their order."""
 
-    def __init__(self, server, *, given=True, others=0.0, others_from=0.0, seed=1):
+    def __init__(self, server, *, given=True, others=0.0, others_from=0.0, begins=0.0, seed=1):
         self.server, self.chance = server, Random(seed)
         self.pool = Pool(Limit(rpm=RPM) if given else Limit(), 0.25)
         self.ramp = Ramp()
@@ -28,7 +28,7 @@ class World:
         self.asks_at = math.inf
         self.newest, self.probe = 0, None
         self.served, self.refused, self.others_refused = [], [], []
-        self.at(0.0, self.admit)
+        self.at(begins, self.admit)
         self.others_per_s = others * server.limit / 60.0
         if others:
             self.at(others_from, self.others)
@@ -38,10 +38,11 @@ class World:
         heapq.heappush(self.events, (when, self.orders, what, args))
 
     def run(self, until):
-        while self.events[0][0] <= until:
-            self.now, _, what, args = heapq.heappop(self.events)
-            what(*args)
-        self.now = until
+        run_together(until, self)
+
+    def step(self):
+        self.now, _, what, args = heapq.heappop(self.events)
+        what(*args)
 
     def admit(self):
         fit = self.pool.fit([COST] * self.ramp.free, self.now)
@@ -112,6 +113,13 @@ class World:
         return len(self.refused) / (len(self.served) + len(self.refused))
 
 
+def run_together(until, *worlds):
+    while (first := min(worlds, key=lambda world: world.events[0][0])).events[0][0] <= until:
+        first.step()
+    for world in worlds:
+        world.now = until
+
+
 SERVERS = pytest.mark.parametrize("kind", [Sliding, Refilling, Fixed])
 
 
@@ -169,3 +177,15 @@ def test_when_the_others_are_gone_it_has_all_of_it_again(kind):
     world.others_per_s = 1e-9
     world.run(900.0)
     assert world.used_since(600.0) >= 0.97
+
+
+@SERVERS
+@pytest.mark.parametrize("later", [0.0, 100.0])
+def test_two_of_us_share_an_account_without_knowing_of_each_other(kind, later):
+    server = kind(RPM)
+    both = World(server, seed=1), World(server, seed=2, begins=later)
+    run_together(600.0, *both)
+    assert max(world.refused_share for world in both) <= 0.005
+    shares = [world.used_since(300.0) for world in both]
+    assert 0.94 <= sum(shares) <= 1.0
+    assert min(shares) >= 0.1
