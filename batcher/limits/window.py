@@ -179,8 +179,11 @@ class Window:
             self._oldest = number
             self.leaves = self._leaves_at(number)
         self._newest = number
-        self._before_requests, self._before_tokens = self.counted()
-        self._slot = self._ring[number % len(self._ring)]
+        slot = self._ring[number % len(self._ring)]
+        # Where floats take a slot's end for a part of it, it is the same one once more.
+        if slot is not self._slot:
+            self._before_requests, self._before_tokens = self.counted()
+            self._slot = slot
         self._slot_ends = (self._newest + 1) * self._slot_s
 
     def _leaves_at(self, number: int) -> float:

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batcher.limits.window import DAY_S, MINUTE_S, SKEW_S, SLOTS, Window
@@ -243,6 +243,8 @@ def test_a_correction_changes_nothing_of_what_was_granted():
         st.tuples(st.floats(0, 1.2), st.integers(0, 3), st.integers(0, 500), st.floats(0, 1)), max_size=60
     ),
 )
+# 1061.8 is the end of a slot, and by floats a part of it.
+@example(MINUTE_S, [(1.03, 0, 0, 1.0), (0.0, 0, 1, 0.0)])
 def test_the_ring_holds_what_a_log_of_slots_would(period_s, steps):
     """Exactly: each slot leaves when all of it is a period and a skew old."""
     window, now, log, slot_s = Window(period_s=period_s), 1000.0, [], period_s / SLOTS
