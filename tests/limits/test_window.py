@@ -251,6 +251,7 @@ def test_the_ring_holds_what_a_log_of_slots_would(period_s, steps):
     for wait, requests, tokens, share in steps:
         now += wait * (period_s if share > 0.9 else slot_s)
         log = [entry for entry in log if (entry[0] + 1) * slot_s + (period_s + SKEW_S) > now]
+        window.roll(now)
         send(window, requests, tokens, now)
         log.append([math.floor(now / slot_s), requests, tokens])
         if share < 0.5:
