@@ -92,7 +92,7 @@ class Lane:
             self._departed = []
 
     def hear(self, claimed: Claimed, reply: Reply) -> Limit | None:
-        """Read what a reply says of the limits; return them if that is news."""
+        """Read what a reply says of the limits; return what is announced if that is news."""
         refused = reply.status == 429
         if reply.ended_at < self._heard_at + HEAR_S and not refused:
             return None
@@ -102,7 +102,7 @@ class Lane:
         request = claimed.request
         served = request.tokens if 200 <= reply.status < 300 else 0
         is_news = pool.hear(request.model, reply.headers, reply.sent_at, refused=refused, served=served)
-        return pool.limit if is_news else None
+        return pool.announced if is_news else None
 
     def learn(self, claimed: Claimed, landed: Landed, verdict: Verdict, now: float) -> None:
         """Let the pool and the ramp know what became of an attempt."""

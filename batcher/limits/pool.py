@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import islice
 from typing import Literal
 
@@ -178,6 +178,12 @@ class Pool(Bucket):
             rpd=given.rpd or told.rpd,
             tpd=given.tpd or told.tpd,
         )
+
+    @property
+    def announced(self) -> Limit:
+        """Those of the limits kept that the server has told."""
+        kept, given = astuple(self.limit), astuple(self._given)
+        return Limit(*(a if b is None else None for a, b in zip(kept, given, strict=True)))
 
     def whose(self, never: Never) -> str:
         """Say where the limit comes from that a request is larger than."""

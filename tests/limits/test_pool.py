@@ -1,3 +1,4 @@
+from dataclasses import astuple
 from itertools import pairwise
 
 import pytest
@@ -318,6 +319,8 @@ def test_what_the_server_says_is_kept_where_nothing_was_given(given, headers, ke
     pool.sent([1], 0.0)
     assert pool.hear("m", headers, 0.0, refused=False) == (kept != given)
     assert pool.limit == kept
+    both = zip(astuple(kept), astuple(given), astuple(pool.announced), strict=True)
+    assert all(announced == (mine if wanted is None else None) for mine, wanted, announced in both)
     assert not pool.hear("m", headers, 0.0, refused=False)
 
 
