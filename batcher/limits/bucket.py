@@ -92,6 +92,7 @@ class Bucket:
         "_note_at",
         "_pace_requests",
         "_pace_tokens",
+        "_periods",
         "_waits_since",
         "_window",
     )
@@ -103,6 +104,8 @@ class Bucket:
         self._window = Window()
         self._minute = Period(self._window)
         self._day: Period | None = None
+        #: Those of the two that there are.
+        self._periods: tuple[Period, ...] = (self._minute,)
         #: Whether more than the window of the minute stands in the way: a day, or the server's word.
         self._capped = False
         #: Requests that were sent and have ended.
@@ -125,9 +128,8 @@ class Bucket:
 
     def forget(self, kind: str) -> None:
         """Believe no longer what the server has said of `requests`, or of `tokens`."""
-        for period in (self._minute, self._day):
-            if period is not None:
-                period.level(kind).heard = False
+        for period in self._periods:
+            period.level(kind).heard = False
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -146,6 +148,7 @@ class Bucket:
             requests, tokens = self._window.counted()
             self._day.window.take(self._window.requests - requests, self._window.tokens - tokens)
             self._day.note(-inf)
+            self._periods = (self._minute, self._day)
             self._capped = True
 
     def fit(self, costs: Iterable[int], now: float) -> Fit:
@@ -235,9 +238,8 @@ class Bucket:
         """Yield from when each limit allows a request of this cost, with the limit's name."""
         yield self._pace_requests.earliest(1, now), "requests"
         yield self._pace_tokens.earliest(cost, now), "tokens"
-        for period in (self._minute, self._day):
-            if period is not None:
-                yield from period.times(cost, now, awaited=self._awaited)
+        for period in self._periods:
+            yield from period.times(cost, now, awaited=self._awaited)
 
     def binding(self, cost: int, now: float) -> str | None:
         """Name what a request of `cost` tokens waits for the longest; None if it may go.
@@ -256,9 +258,8 @@ class Bucket:
             self._day.window.sent(requests, tokens, now)
         if now >= self._note_at:
             self._note_at = now + NOTE_S
-            for period in (self._minute, self._day):
-                if period is not None:
-                    period.note(now)
+            for period in self._periods:
+                period.note(now)
 
     def ended(self, count: int) -> None:
         """Note that so many of those sent are answered, or never will be; their minute goes on."""
@@ -297,9 +298,7 @@ class Bucket:
         """
         if period_s == DAY_S:
             self._count_days()
-        for period in (self._minute, self._day):
-            if period is None:
-                continue
+        for period in self._periods:
             if period.window.period_s == period_s:
                 period.level(kind).hear(remaining, per_s, sent_at, refused=refused)
             else:

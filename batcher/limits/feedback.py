@@ -204,9 +204,9 @@ class Feedback:
                 continue
             known = self._known.setdefault((kind, model), _Known())
             known.hear(said)
-            if said.limit == self._least()[kind, known.period_s]:
-                words.append(Word(kind, said.limit, known.period_s, said.remaining, said.reset_s))
-        return words
+            words.append(Word(kind, said.limit, known.period_s, said.remaining, said.reset_s))
+        least = self._least()
+        return [word for word in words if word.limit == least[word.kind, word.period_s]]
 
     def _least(self) -> dict[tuple[Kind, float], int]:
         least: dict[tuple[Kind, float], int] = {}
