@@ -97,7 +97,15 @@ def plain_seconds(seconds):
 ROUNDINGS = {"ms": duration, "whole seconds": whole_seconds, "plain seconds": plain_seconds}
 
 
-def headers(server, kind=b"requests", write=duration):
-    values = {b"limit": b"%d" % server.limit, b"remaining": b"%d" % (server.remaining + 1e-6)}
-    values[b"reset"] = write(server.reset_s())
-    return [(b"x-ratelimit-%b-%b" % (name, kind), value) for name, value in values.items()]
+def said(limit=None, remaining=None, reset=None, kind=b"requests"):
+    """Make the headers that say these, in bytes or as numbers; None is not said."""
+    values = {b"limit": limit, b"remaining": remaining, b"reset": reset}
+    return [
+        (b"x-ratelimit-%b-%b" % (name, kind), b"%d" % value if isinstance(value, int) else value)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def headers(server, write=duration):
+    return said(server.limit, int(server.remaining + 1e-6), write(server.reset_s()))

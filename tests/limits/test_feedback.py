@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 from batcher.limits.bucket import Limit
 from batcher.limits.feedback import Announced, Feedback, read
 from batcher.limits.window import DAY_S, MINUTE_S
-from tests.limits.servers import ROUNDINGS, Fixed, Refilling, Sliding, headers
-
-
-def said(limit=None, remaining=None, reset=None, kind=b"requests"):
-    values = {b"limit": limit, b"remaining": remaining, b"reset": reset}
-    return [
-        (b"x-ratelimit-%b-%b" % (name, kind), value) for name, value in values.items() if value is not None
-    ]
+from tests.limits.servers import ROUNDINGS, Fixed, Refilling, Sliding, headers, said
 
 
 def hear(feedback, model, pairs):
@@ -133,7 +126,7 @@ def test_of_a_project_and_its_account_the_tighter_speaks(account, project, expec
     pairs = []
     for kind, values in ((b"tokens", account), (b"project-tokens", project)):
         if values is not None:
-            pairs += said(*(None if value is None else b"%d" % value for value in values), kind=kind)
+            pairs += said(*values, kind=kind)
     assert read(pairs)["tokens"].limit == expected
 
 
@@ -225,10 +218,6 @@ def test_a_reset_below_its_rounding_tells_nothing(limit, remaining, reset):
     assert read(said(limit, remaining, reset))["requests"].period_s() is None
 
 
-def told(limit, remaining, reset):
-    return said(b"%d" % limit, b"%d" % remaining, reset)
-
-
 AS_MINUTE, AS_DAY = (10_000, 9_000, b"6s"), (10_000, 9_995, b"43.2s")
 UNCLEAR, FAR = (10_000, 10_000, b"0s"), (10_000, 9_000, b"2h24m0s")
 
@@ -251,7 +240,7 @@ UNCLEAR, FAR = (10_000, 10_000, b"0s"), (10_000, 9_000, b"2h24m0s")
 def test_a_first_word_that_misleads_is_corrected_by_the_next_ones(words, period_s):
     feedback = Feedback()
     for word in words:
-        (heard,) = hear(feedback, "m", told(*word))
+        (heard,) = hear(feedback, "m", said(*word))
     assert heard == ("requests", 10_000, period_s, words[-1][1])
     assert feedback.limit == (Limit(rpm=10_000) if period_s == MINUTE_S else Limit(rpd=10_000))
 
@@ -267,45 +256,45 @@ def words_of(server, count, load_per_s, write, chance):
         yield headers(server, write=write)
 
 
-@settings(max_examples=150)
-@given(
+#: A kind of server, how it writes durations, a size of its limit, a load, and a seed.
+ANY_SERVER = (
     st.sampled_from([Refilling, Sliding, Fixed]),
     st.sampled_from(sorted(ROUNDINGS)),
     st.floats(0, 1),
     st.floats(0, 1),
-    st.booleans(),
     st.integers(0, 2**32),
 )
-def test_a_limit_of_a_minute_is_known_after_some_words(kind, rounding, size, load, used, seed):
+
+
+def known_after_some_words(server, load_per_s, rounding, chance):
+    feedback = Feedback()
+    for pairs in words_of(server, 40, load_per_s, ROUNDINGS[rounding], chance):
+        hear(feedback, "m", pairs)
+    return feedback.limit
+
+
+@settings(max_examples=150)
+@given(*ANY_SERVER, st.booleans())
+def test_a_limit_of_a_minute_is_known_after_some_words(kind, rounding, size, load, seed, used):
     """Whatever the server, at a tenth of its limit and more, at any moment of its window."""
     chance, limit = Random(seed), round(3 * 7_000**size)
     server = kind(limit, now=-chance.uniform(0, 60))
     server.pass_to(0.0)
     server.take(chance.randint(0, limit // 2) if used else 0)
-    feedback, load_per_s = Feedback(), limit / 60 * 0.1 * 15**load
-    for pairs in words_of(server, 40, load_per_s, ROUNDINGS[rounding], chance):
-        hear(feedback, "m", pairs)
-    assert feedback.limit == Limit(rpm=limit)
+    load_per_s = limit / 60 * 0.1 * 15**load
+    assert known_after_some_words(server, load_per_s, rounding, chance) == Limit(rpm=limit)
 
 
 @settings(max_examples=150)
-@given(
-    st.sampled_from([Refilling, Sliding, Fixed]),
-    st.sampled_from(sorted(ROUNDINGS)),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.integers(0, 2**32),
-)
+@given(*ANY_SERVER)
 def test_a_limit_of_a_day_is_known_after_some_words(kind, rounding, size, load, seed):
     """At twice its rate and more, so that a bucket is not whole again each time."""
     chance, limit = Random(seed), round(50 * 400**size)
     server = kind(limit, DAY_S, now=-chance.uniform(0, DAY_S / 2))
     server.pass_to(0.0)
     server.take(chance.randint(0, limit // 2))
-    feedback, load_per_s = Feedback(), max(0.05 * 100**load, 2 * limit / DAY_S)
-    for pairs in words_of(server, 40, load_per_s, ROUNDINGS[rounding], chance):
-        hear(feedback, "m", pairs)
-    assert feedback.limit == Limit(rpd=limit)
+    load_per_s = max(0.05 * 100**load, 2 * limit / DAY_S)
+    assert known_after_some_words(server, load_per_s, rounding, chance) == Limit(rpd=limit)
 
 
 @pytest.mark.parametrize(
@@ -329,37 +318,37 @@ def test_a_period_that_was_told_by_many_words_is_not_unlearned(server, limit, lo
 
 def test_the_limit_is_the_least_of_the_models():
     feedback = Feedback()
-    hear(feedback, "a", told(500, 499, b"120ms") + said(b"90000", b"80000", b"7s", b"tokens"))
-    hear(feedback, "b", told(200, 199, b"300ms") + said(b"150000", b"140000", b"4s", b"tokens"))
-    hear(feedback, "c", told(1000, 999, b"86.4s"))
+    hear(feedback, "a", said(500, 499, b"120ms") + said(b"90000", b"80000", b"7s", b"tokens"))
+    hear(feedback, "b", said(200, 199, b"300ms") + said(b"150000", b"140000", b"4s", b"tokens"))
+    hear(feedback, "c", said(1000, 999, b"86.4s"))
     assert feedback.limit == Limit(rpm=200, tpm=90_000, rpd=1000)
 
 
 def test_only_the_model_with_the_least_tells_what_remains():
     feedback = Feedback()
-    assert hear(feedback, "a", told(500, 499, b"120ms")) == [("requests", 500, MINUTE_S, 499)]
-    assert hear(feedback, "b", told(200, 150, b"15s")) == [("requests", 200, MINUTE_S, 150)]
-    assert hear(feedback, "a", told(500, 3, b"59s")) == []
-    assert hear(feedback, "a", told(200, 199, b"300ms")) == [("requests", 200, MINUTE_S, 199)]
+    assert hear(feedback, "a", said(500, 499, b"120ms")) == [("requests", 500, MINUTE_S, 499)]
+    assert hear(feedback, "b", said(200, 150, b"15s")) == [("requests", 200, MINUTE_S, 150)]
+    assert hear(feedback, "a", said(500, 3, b"59s")) == []
+    assert hear(feedback, "a", said(200, 199, b"300ms")) == [("requests", 200, MINUTE_S, 199)]
 
 
 def test_limits_of_a_minute_and_of_a_day_stand_beside_each_other():
     feedback = Feedback()
-    hear(feedback, "a", told(500, 499, b"120ms"))
-    assert hear(feedback, "b", told(1000, 999, b"86.4s")) == [("requests", 1000, DAY_S, 999)]
-    assert hear(feedback, "a", told(500, 498, b"240ms")) == [("requests", 500, MINUTE_S, 498)]
+    hear(feedback, "a", said(500, 499, b"120ms"))
+    assert hear(feedback, "b", said(1000, 999, b"86.4s")) == [("requests", 1000, DAY_S, 999)]
+    assert hear(feedback, "a", said(500, 498, b"240ms")) == [("requests", 500, MINUTE_S, 498)]
 
 
 def test_a_model_whose_limit_changes_is_taken_at_its_last_word():
     feedback = Feedback()
-    hear(feedback, "a", told(500, 499, b"120ms"))
-    hear(feedback, "a", told(5000, 4999, b"12ms"))
+    hear(feedback, "a", said(500, 499, b"120ms"))
+    hear(feedback, "a", said(5000, 4999, b"12ms"))
     assert feedback.limit == Limit(rpm=5000)
 
 
 def test_a_reply_without_a_word_changes_nothing():
     feedback = Feedback()
-    hear(feedback, "a", told(500, 499, b"120ms"))
+    hear(feedback, "a", said(500, 499, b"120ms"))
     assert hear(feedback, "a", [(b"content-type", b"text/html")]) == []
     assert feedback.limit == Limit(rpm=500)
 

@@ -7,6 +7,7 @@ from batcher.limits.bucket import Limit, Never, Took, Wait
 from batcher.limits.growth import EVERY_S, FACTOR
 from batcher.limits.pool import LEAST_BURST_S, LOOK_S, SHARED, Pool, pools
 from batcher.limits.window import DAY_S
+from tests.limits.servers import said
 
 PROBE = 1e-6
 AMPLE = Limit(rpm=10**9)
@@ -15,12 +16,6 @@ AMPLE = Limit(rpm=10**9)
 def open_pool():
     """Return a pool whose limit is in nobody's way, and for which nobody has to ask."""
     return Pool(AMPLE, 0.25)
-
-
-def said(limit, remaining, reset, kind=b"requests"):
-    names = (b"limit", b"remaining", b"reset")
-    values = (b"%d" % limit, b"%d" % remaining, reset)
-    return [(b"x-ratelimit-%b-%b" % (name, kind), value) for name, value in zip(names, values, strict=True)]
 
 
 def send(pool, costs, now):

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from batcher.limits.bucket import SAVED_REQUESTS_S, SAVED_TOKENS_S, Limit, Never, Took, Wait
 from batcher.limits.pool import LOOK_S, Pool
 from batcher.limits.window import DAY_S, MINUTE_S, SKEW_S, SLOTS
+from tests.limits.servers import said
 
 #: Before a promised time, and what floats and slacks leave between two ways to add up.
 PROBE_S = 1e-6
@@ -428,8 +429,7 @@ class HearingMachine(PoolMachine):
         kind, name = of
         limit = limit or getattr(self.limit, name)
         reset = b"2h0m0s" if name.endswith("d") else b"60s"
-        said = {b"limit": b"%d" % limit, b"remaining": b"%d" % (share * limit), b"reset": reset}
-        headers = [(b"x-ratelimit-%b-%b" % (what, kind), value) for what, value in said.items()]
+        headers = said(limit, int(share * limit), reset, kind)
         sent_at = self.model.sent[which % len(self.model.sent)].sent_at
         assert not self.pool.hear("m", headers, sent_at, refused=refused)
         self.has_heard = True
