@@ -183,10 +183,11 @@ def _names() -> Iterator[str]:
 )
 @click.option(
     "--idempotency",
-    type=click.Choice(["honour", "ignore"]),
+    type=click.Choice(["honour", "keep-failures", "ignore"]),
     default="honour",
     show_default=True,
-    help="Replay what an Idempotency-Key was answered, and don't bill it again; or pay no heed to keys.",
+    help="Replay what an Idempotency-Key was answered, and don't bill it again; replay refusals as well; "
+    "or pay no heed to keys.",
 )
 def command(
     fault: dict[str, float],

@@ -94,8 +94,9 @@ class Config:
     quota: int | None = None
     #: Changes which requests meet faults, and their latencies; never what they are answered.
     seed: int = 0
-    #: `honour`: a key that was answered is replayed and not billed again. `ignore`: keys mean nothing.
-    idempotency: Literal["honour", "ignore"] = "honour"
+    #: `honour`: a key that was answered is replayed and not billed again. `keep-failures`: so is one that was
+    #: refused, with the refusal. `ignore`: keys mean nothing.
+    idempotency: Literal["honour", "keep-failures", "ignore"] = "honour"
 
     def __post_init__(self) -> None:
         unknown = set(self.faults) - set(FAULT_NAMES)

@@ -24,6 +24,8 @@ from batcher.simulator.outcomes import OUT_OF_QUOTA, Fault
 from batcher.simulator.reading import READERS, Asked, BadRequest, load
 from batcher.simulator.replies import error, reply, wait_lines
 
+_REPLAYED = b"idempotent-replayed: true\r\n"
+
 
 class Work(msgspec.Struct, gc=False):
     """A request that is well formed and on its way."""
@@ -70,7 +72,10 @@ class Service:
         self._ledger = Ledger()
         self._limits: dict[str, ModelLimits] = {}
         self._under_way: dict[str, bytes] = {}
-        self._honour = config.idempotency == "honour"
+        self._honour = config.idempotency != "ignore"
+        self._keeps_failures = config.idempotency == "keep-failures"
+        #: Keys that were refused, and with what.
+        self._failed: dict[str | bytes, Fault] = {}
         self._limited = bool(config.rpm or config.tpm)
         self._gives_back = self._limited and config.tpm_counts == "actual"
         self._credential = f"Bearer {config.api_key}".encode() if config.api_key else None
@@ -145,6 +150,7 @@ class Service:
             self._do(work, lines)
         elif fault:
             self._turn_away(work, fault, lines)
+            self._keep(work, fault)
 
     def finish(self, work: Work) -> None:
         """Let go of the request's key, and of the tokens that it did not use."""
@@ -158,7 +164,7 @@ class Service:
         body, usage = self._answers.write(work.path, work.asked, work.digest)
         if work.replay:
             self._ledger.replayed += 1
-            lines += b"idempotent-replayed: true\r\n"
+            lines += _REPLAYED
         else:
             self._ledger.bill(work.name, work.digest, work.asked.model, usage)
             if self._gives_back:
@@ -181,6 +187,11 @@ class Service:
                 fault.status, work.digest, fault.body, fault.lines + lines, fault.content_type
             )
 
+    def _keep(self, work: Work, fault: Fault) -> None:
+        """Remember what a key was refused with, if failures are kept and it was told."""
+        if self._keeps_failures and fault.status and not work.replay:
+            self._failed[work.name] = fault
+
     def _hold(self, work: Work, key: str) -> bytes | None:
         """Mark the key as under way, or refuse it (409 and 422 as the IETF's idempotency-key draft has them).
 
@@ -194,6 +205,9 @@ class Service:
         if under_way:
             message = "A request with this Idempotency-Key is still under way."
             return self._refuse(409, work.digest, message, code="idempotency_key_in_progress")
+        if kept := self._failed.get(key):
+            self._ledger.replayed += 1
+            return reply(kept.status, work.digest, kept.body, kept.lines + _REPLAYED, kept.content_type)
         work.replay = before is not None
         work.held = True
         self._under_way[key] = work.digest

@@ -67,6 +67,21 @@ def test_a_key_under_way_is_409_and_free_again_afterwards(start):
     assert (other.status, other.code) == (422, "idempotency_key_reused")
 
 
+def test_a_refusal_that_is_kept_is_said_again_and_another_key_is_free(start):
+    with start("--idempotency", "keep-failures", "--fault", "500=50%") as simulator:
+        first = {key: simulator.chat("a", key=key) for key in map(str, range(20))}
+        failed = [key for key, answer in first.items() if answer.status == 500]
+        for key in failed * 2:
+            again = simulator.chat("a", key=key)
+            assert (again.status, again.raw) == (500, first[key].raw)
+            assert again.headers["idempotent-replayed"] == "true"
+        ledger = simulator.ledger()
+    assert 0 < len(failed) < 20
+    assert all("idempotent-replayed" not in answer.headers for answer in first.values())
+    assert (ledger["billed"], ledger["replayed"]) == (20 - len(failed), 2 * len(failed))
+    assert ledger["faults"] == {"500": len(failed)}
+
+
 def test_ignored_keys_are_billed_as_often_as_they_come(start):
     with start("--idempotency", "ignore") as simulator:
         for _ in range(3):
