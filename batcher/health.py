@@ -129,7 +129,8 @@ class Health:
             self._stalled_since = now
         if isinstance(verdict, Hold) and verdict.scope == "pool":
             self._hold_pool(verdict, now)
-        if isinstance(verdict, Again) and verdict.error == "not_found" and self._all_absent(claimed, left):
+        absent = isinstance(verdict, Again) and verdict.error == "not_found" and not verdict.replayed
+        if absent and self._all_absent(claimed, left):
             return Stop("not_found", f"{verdict.message}; no request was answered otherwise")
         return None
 

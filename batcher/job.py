@@ -1,19 +1,17 @@
 """A job from its options to its summary: what the command and `await batcher.run(...)` both call."""
 
 import os
-import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskStatus
 
 from batcher.clock import Clock, SystemClock
-from batcher.errors import ConfigurationError, StoreWriteError
+from batcher.errors import ConfigurationError, StoreError, StoreWriteError
 from batcher.health import Health
 from batcher.jobfile import check_job
 from batcher.limits.bucket import Limit
@@ -23,13 +21,15 @@ from batcher.limits.window import DAY_S, MINUTE_S, SKEW_S, SLOTS
 from batcher.loop import Loop, Parts
 from batcher.money.overrides import read_overrides
 from batcher.money.prices import PriceBook
-from batcher.options import Delivery, Options, Paths
+from batcher.options import KEY_TTL_S, Delivery, Options, Paths
 from batcher.preflight import preflight
-from batcher.request import State
-from batcher.results import check_writable, write_errors, write_results
+from batcher.request import State, Transport
+from batcher.results import AbandonedError, check_writable, write_errors, write_results
+from batcher.signals import Signals
 from batcher.source import Requests, Source, count_rows
 from batcher.stop import INTERRUPTED, Stop
 from batcher.store import reader
+from batcher.store.connection import Connect, connect
 from batcher.store.journal import Journal, Opening
 from batcher.summary import Summary, summarise
 from batcher.tally import Tally
@@ -83,8 +83,29 @@ def environment() -> Mapping[str, str]:
     return {**added, **os.environ}
 
 
+def _wire(options: Options, endpoint: Endpoint, clock: Clock) -> Transport:
+    return Wire(
+        endpoint,
+        clock,
+        max_connections=options.max_inflight,
+        timeout_s=options.timeout_s,
+        idle_s=_IDLE_S[options.delivery],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """What a job meets: time, the disk, the network. `batcher.testing` has others of each."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    #: Opens the store.
+    connect: Connect = connect
+    #: Makes the way to the server.
+    transport: Callable[[Options, Endpoint, Clock], Transport] = _wire
+
+
 async def run_job(
-    options: Options, environ: Mapping[str, str], *, clock: Clock | None = None, watch: Watch | None = None
+    options: Options, environ: Mapping[str, str], *, world: World | None = None, watch: Watch | None = None
 ) -> Summary:
     """Send every row that is not settled yet; write the results and the errors; return how the job stands.
 
@@ -92,7 +113,14 @@ async def run_job(
         BatcherError: the job can't begin (see `batcher.errors`). Once it runs, what stops it is in the
             summary: `stopped`.
     """
-    clock = clock or SystemClock()
+    with Signals() as signals:
+        return await _run_job(options, environ, world or World(), watch, signals)
+
+
+async def _run_job(
+    options: Options, environ: Mapping[str, str], world: World, watch: Watch | None, signals: Signals
+) -> Summary:
+    clock = world.clock
     began = clock.now()
     endpoint = Endpoint.from_environment(options.base_url, environ)
     paths = options.paths()
@@ -106,22 +134,28 @@ async def run_job(
     prices = PriceBook(endpoint.base_url, clock.wall(), overrides)
     tally = Tally()
     source = Source(options.job, options.limit_rows)
-    journal = await Journal.open(_opening(options, paths.store, endpoint.base_url), clock)
+    journal = await Journal.open(_opening(options, paths.store, endpoint.base_url), clock, world.connect)
+    stopped = None
     try:
-        async with _loop(options, endpoint, journal, source, prices, tally, clock) as loop:
+        transport = world.transport(options, endpoint, clock)
+        async with _loop(options, transport, journal, source, prices, tally, clock) as loop:
             if disk is not None and disk.warning is not None:
                 loop.notices.append(disk.warning)
+            signals.stop(loop)
             await _run_watched(loop, tally, watch)
+            signals.stop(None)
+        stopped = loop.stopped
         rows = await source.count_rest()
         if not source.ended:
             await journal.set_line_count(rows)
-        stopped = loop.stopped
     except StoreWriteError as error:
-        rows, stopped = source.count, Stop("disk", str(error))
+        # What stopped the run before is what to see to first.
+        rows, stopped = source.count, stopped or Stop("disk", str(error))
     finally:
         source.close()
         await journal.close()
-    return await anyio.to_thread.run_sync(_finish, paths, rows, stopped, tally, clock.now() - began)
+    ended = Ended(rows, stopped, clock.now() - began, clock.wall())
+    return await anyio.to_thread.run_sync(_finish, options, ended, tally, lambda: signals.asked)
 
 
 def _opening(options: Options, store: Path, base_url: str) -> Opening:
@@ -134,7 +168,6 @@ def _opening(options: Options, store: Path, base_url: str) -> Opening:
         path=store,
         base_url=base_url,
         namespace=options.namespace,
-        at_most_once=options.delivery == "at-most-once",
         reopen=frozenset(reopen),
     )
 
@@ -142,7 +175,7 @@ def _opening(options: Options, store: Path, base_url: str) -> Opening:
 @asynccontextmanager
 async def _loop(
     options: Options,
-    endpoint: Endpoint,
+    transport: Transport,
     journal: Journal,
     source: Source,
     prices: PriceBook,
@@ -150,13 +183,6 @@ async def _loop(
     clock: Clock,
 ) -> AsyncIterator[Loop]:
     """Put the loop together; close its connections at the end."""
-    wire = Wire(
-        endpoint,
-        clock,
-        max_connections=options.max_inflight,
-        timeout_s=options.timeout_s,
-        idle_s=_IDLE_S[options.delivery],
-    )
     pool_of = {name: name for name in options.limits}
     try:
         yield Loop(
@@ -164,11 +190,16 @@ async def _loop(
                 source=source,
                 requests=Requests(journal.namespace, pool_of, SHARED, prices, Ratios()),
                 journal=journal,
-                transport=wire,
+                transport=transport,
                 pools=await _pools(options, journal),
                 slots=Slots(options.max_inflight),
                 prices=prices,
-                policy=Policy(options.max_attempts, options.delivery == "at-most-once"),
+                policy=Policy(
+                    options.max_attempts,
+                    options.delivery == "at-most-once",
+                    options.retry_in_doubt,
+                    options.timeout_s,
+                ),
                 max_failures=options.max_failures,
                 health=Health(options.max_stall_s),
                 clock=clock,
@@ -178,7 +209,7 @@ async def _loop(
         )
     finally:
         with anyio.CancelScope(shield=True):
-            await wire.aclose()
+            await transport.aclose()
 
 
 async def _pools(options: Options, journal: Journal) -> dict[str, Pool]:
@@ -194,40 +225,43 @@ async def _pools(options: Options, journal: Journal) -> dict[str, Pool]:
 
 
 async def _run_watched(loop: Loop, tally: Tally, watch: Watch | None) -> None:
-    """Run the loop; the first SIGINT or SIGTERM stops it in order, the second at once.
-
-    Signals belong to the main thread: elsewhere the caller cancels instead.
-    """
     async with anyio.create_task_group() as tasks:
         if watch is not None:
             tasks.start_soon(watch, loop, tally)
-        if threading.current_thread() is threading.main_thread():
-            await tasks.start(_obey_signals, loop)
         await loop.run()
         tasks.cancel_scope.cancel()
 
 
-async def _obey_signals(loop: Loop, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            if loop.stopping:
-                loop.hurry()
-            loop.stop(INTERRUPTED)
+class Ended(NamedTuple):
+    """How a run has ended."""
+
+    rows: int
+    stopped: Stop | None
+    elapsed_s: float
+    #: When: seconds since 1970.
+    wall: float
 
 
-def _finish(paths: Paths, rows: int, stopped: Stop | None, tally: Tally, elapsed_s: float) -> Summary:
+def _finish(options: Options, ended: Ended, tally: Tally, abandon: Callable[[], bool]) -> Summary:
     """Write the files from the store, and say how the job stands."""
-    contents = reader.read(paths.store)
+    paths, stopped = options.paths(), ended.stopped
+    try:
+        contents = reader.read(paths.store)
+        past_key_ttl = reader.past_key_ttl(paths.store, ended.wall, options.key_ttl_s)
+    except StoreError as error:
+        # The disk that stopped the run may be gone altogether.
+        raise (error if stopped is None else StoreWriteError(stopped.reason)) from error
     if stopped is None or contents.ended <= _WRITE_ON_INTERRUPT:
         try:
-            write_results(paths.store, paths.output)
-            write_errors(paths.store, paths.errors)
+            write_results(paths.store, paths.output, abandon)
+            write_errors(paths.store, paths.errors, abandon)
+        except AbandonedError:
+            stopped = stopped or INTERRUPTED
         except StoreWriteError as error:
             # What stopped the run before is what to see to first.
             stopped = stopped or Stop("disk", str(error))
     reason = None if stopped is None else stopped.reason
-    return summarise(contents, rows, tally, elapsed_s, reason)
+    return summarise(contents, past_key_ttl, ended.rows, tally, ended.elapsed_s, reason)
 
 
 def _check_file_limit(max_inflight: int) -> None:
@@ -240,16 +274,20 @@ def _check_file_limit(max_inflight: int) -> None:
         )
 
 
-def status(job: str | os.PathLike[str], store: Path | None = None) -> Summary:
+def status(job: str | os.PathLike[str], store: Path | None = None, key_ttl_s: float = KEY_TTL_S) -> Summary:
     """Say how a job stands, from its store alone: also beside a run that is going on.
+
+    `key_ttl_s` is how long the server remembers a key, in seconds.
 
     Raises:
         StoreError: there is no store, or it can't be read.
     """
     job = os.fspath(job)
-    contents = reader.read(Paths.of(job, store).store)
+    store = Paths.of(job, store).store
+    contents = reader.read(store)
+    past_key_ttl = reader.past_key_ttl(store, SystemClock().wall(), key_ttl_s)
     rows = contents.line_count
     if rows is None:
         # Its first run has not come to the end of the file.
         rows = contents.ended if job == "-" or not Path(job).is_file() else count_rows(job)
-    return summarise(contents, rows, Tally(already_done=contents.ended), 0.0, None)
+    return summarise(contents, past_key_ttl, rows, Tally(already_done=contents.ended), 0.0, None)

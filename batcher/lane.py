@@ -1,7 +1,7 @@
 """A rate budget with what waits for it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -161,3 +161,15 @@ def share(lane: Lane, lanes: Iterable[Lane], free: int, now: float) -> int:
         # One that answers slowly gives few slots back: without this it would end up with all of them.
         free = 0 if lane.held.taken > min(rivals) else min(free, max(1, free // (len(rivals) + 1)))
     return min(free, lane.ramp.free)
+
+
+def binding(lanes: Collection[Lane], *, fed: bool, free: int) -> str:
+    """Name what keeps the flow from being faster now, where `free` of the endpoint's slots are left.
+
+    `requests` or `tokens` (a rate limit), `slots`, `server` (a pause, or slow answers), `disk`, `input`.
+    """
+    if bound := next((lane.bound for lane in lanes if lane.bound), None):
+        return bound
+    if not any(lane.queue for lane in lanes):
+        return "server" if fed else "input"
+    return "disk" if free and all(lane.ramp.free for lane in lanes) else "slots"

@@ -21,7 +21,7 @@ from batcher.bell import Bell
 from batcher.clock import Clock
 from batcher.errors import JobFileError, StoreWriteError
 from batcher.health import Health
-from batcher.lane import Lane, share
+from batcher.lane import Lane, binding, share
 from batcher.limits.bucket import Never, Took, Wait
 from batcher.limits.pool import Pool
 from batcher.limits.slots import Slots
@@ -39,20 +39,12 @@ from batcher.request import (
     Try,
 )
 from batcher.retry import MaxFailures
-from batcher.settlement import in_doubt, rejections, settlement, unsent
+from batcher.settlement import answers, in_doubt, rejections, settlement, too_large
 from batcher.source import Requests, Source
 from batcher.stop import Stop
 from batcher.store.journal import Journal
 from batcher.tally import Tally
-from batcher.verdict import (
-    Done,
-    Fail,
-    Halt,
-    Policy,
-    Verdict,
-    endpoint_hold,
-    judge,
-)
+from batcher.verdict import Again, Done, Fail, Halt, Policy, Verdict, endpoint_hold, judge
 
 #: The reader stops while so many requests, or so many bytes of them, wait to be sent.
 LOOK_AHEAD_REQUESTS: Final = 10_000
@@ -61,6 +53,8 @@ LOOK_AHEAD_BYTES: Final = 32_000_000
 UNSETTLED_BYTES: Final = 64_000_000
 #: Within a pace's burst, admission waits this long for more to go together: a claim is a commit.
 TICK_S: Final = 0.05
+#: What the disk has refused is tried again so often, until the grace period ends.
+RETRY_S: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +101,8 @@ class Loop:
         self._queued_bytes = 0
         self._unsettled_bytes = 0
         self.stopped: Stop | None = None
+        #: When the grace period ends, once the run is stopping.
+        self._grace_ends = float("inf")
 
     async def run(self) -> None:
         """Send what is not settled, until all is or something stops it (`stopped`)."""
@@ -127,9 +123,10 @@ class Loop:
         # A job file that breaks off is a reason too, but lets what was read before go on.
         self.stopped = self.stopped or stop
         if not self.stopping:
+            self._grace_ends = self._clock.now() + self._parts.grace_s
             self._stopping.set()
             self._ring()
-            self._end_if_done()
+        self._end_if_done()
 
     @property
     def stopping(self) -> bool:
@@ -138,6 +135,7 @@ class Loop:
 
     def hurry(self) -> None:
         """End what is in flight at once: its attempts are in doubt."""
+        self._grace_ends = self._clock.now()
         self._parts.transport.abort()
 
     async def _guard(self, stage: Callable[..., Awaitable[None]], *args: Lane) -> None:
@@ -150,9 +148,8 @@ class Loop:
             self.stopped = self.stopped or Stop("input", str(error))
             self._end_if_done()
         except StoreWriteError as error:
-            # Nothing can be written down any more, so nothing more may be sent, or waited for.
+            # What can't be written down may not be sent. What is in flight lands, and may find room.
             self.stop(Stop("disk", str(error)))
-            self._finished.set()
 
     # --- feed
 
@@ -171,30 +168,36 @@ class Loop:
         self._end_if_done()
 
     async def _feed_group(self, group: list[Request | Rejected]) -> None:
-        tally = self._parts.tally
+        journal, tally = self._parts.journal, self._parts.tally
         rows = [item.row if isinstance(item, Rejected) else item.rows[0] for item in group]
-        fresh = await self._parts.journal.fresh(rows)
+        fresh = await journal.fresh(rows)
         tally.rows_read += len(rows)
         tally.already_done += len(rows) - len(fresh)
         if len(fresh) < len(rows):
             lines = {row.seq for row in fresh}
             group = [item for item, row in zip(group, rows, strict=True) if row.seq in lines]
         requests = [item for item in group if isinstance(item, Request)]
+        doubted, epochs = journal.doubted(fresh), journal.epochs(fresh)
         if rejected := [item for item in group if isinstance(item, Rejected)]:
-            await self._parts.journal.reject(rejections(rejected))
+            await journal.reject(rejections(rejected))
             tally.reject(len(rejected))
-        if doubted := self._parts.journal.doubted(fresh):
+        if doubted and self._parts.policy.withholds:
             ends = in_doubt([item for item in requests if item.rows[0].seq in doubted])
-            await self._parts.journal.reject(ends)
+            await journal.reject(ends)
             tally.in_doubt += len(ends)
             requests = [item for item in requests if item.rows[0].seq not in doubted]
         for request in requests:
-            self._outstanding += 1
-            self._untried += 1
-            self._queued_bytes += len(request.body)
-            lane = self._lanes[request.pool]
-            lane.queue.add((Try(request),))
-            lane.bell.ring()
+            line = request.rows[0].seq
+            renewed = self._parts.requests.at_epoch(request, epochs[line]) if line in epochs else request
+            self._wait_for_turn(Try(renewed, doubted=line in doubted))
+
+    def _wait_for_turn(self, item: Try) -> None:
+        self._outstanding += 1
+        self._untried += 1
+        self._queued_bytes += len(item.request.body)
+        lane = self._lanes[item.request.pool]
+        lane.queue.add((item,))
+        lane.bell.ring()
 
     def _is_ahead(self) -> bool:
         waiting = sum(len(lane.queue) for lane in self._lanes.values())
@@ -230,7 +233,11 @@ class Loop:
         lane.held.take(took.count)
         self._parts.tally.in_flight += took.count
         self._queued_bytes -= sum(len(item.request.body) for item in tries)
-        claimed = await self._parts.journal.claim(tries)
+        try:
+            claimed = await self._parts.journal.claim(tries)
+        except StoreWriteError:
+            self._parts.tally.in_flight -= took.count
+            raise
         lane.claimed(claimed, probe=took.probe)
         for item in claimed:
             self._outbox.put_nowait(item)
@@ -239,14 +246,8 @@ class Loop:
     async def _refuse(self, lane: Lane, never: Never) -> None:
         """End a request that no wait will let through."""
         (item,) = lane.take(1)
-        request = item.request
-        self._queued_bytes -= len(request.body)
-        limit = f"{lane.pool.whose(never)} is {never.maximum} a {never.period}"
-        message = (
-            f"needs {request.tokens} tokens, and {limit}: "
-            "raise it, lower the request's output limit, or split it"
-        )
-        outcomes = unsent(request, "exhausted", "exceeds_limit", message)
+        self._queued_bytes -= len(item.request.body)
+        outcomes = too_large(item.request, f"{lane.pool.whose(never)} is {never.maximum} a {never.period}")
         await self._parts.journal.reject(outcomes)
         self._parts.tally.reject(len(outcomes))
         self._outstanding -= 1
@@ -287,11 +288,27 @@ class Loop:
             landed, self._landed = self._landed, []
             now = self._clock.now()
             judged = [(claimed, what, self._judge(claimed, what, now)) for claimed, what in landed]
-            settled = await self._parts.journal.settle([self._settlement(*each) for each in judged])
+            settled = await self._record([self._settlement(*each) for each in judged])
+            if settled is None:
+                self._finished.set()
+                return
             for (claimed, what, verdict), ended in zip(judged, settled, strict=True):
                 self._learn(claimed, what, verdict, ended, now)
             self._ring()
             self._end_if_done()
+
+    async def _record(self, settlements: list[Settlement]) -> list[Settled] | None:
+        """Settle; where the disk refuses, stop, and try again until the grace period ends: None."""
+        while True:
+            try:
+                return await self._parts.journal.settle(settlements)
+            except StoreWriteError as error:
+                self.stop(Stop("disk", str(error)))
+            if (left_s := self._grace_ends - self._clock.now()) <= 0:
+                if self.stopped is not None and (lost := answers(settlements, self._landed)):
+                    self.stopped = self.stopped.losing(lost)
+                return None
+            await anyio.sleep(min(RETRY_S, left_s))
 
     def _judge(self, claimed: Claimed, landed: Landed, now: float) -> Verdict:
         self._untried -= claimed.number == 1
@@ -307,9 +324,8 @@ class Loop:
         return judge(claimed, landed, now, self._clock.chance(), self._parts.policy, standing)
 
     def _settlement(self, claimed: Claimed, landed: Landed, verdict: Verdict) -> Settlement:
-        cost = None
-        if isinstance(verdict, Done):
-            cost = self._parts.prices.cost(claimed.request.model, verdict.usage)
+        model, prices = claimed.request.model, self._parts.prices
+        cost = prices.cost(model, verdict.usage) if isinstance(verdict, Done) else None
         return settlement(claimed, landed, verdict, cost)
 
     def _learn(
@@ -336,7 +352,10 @@ class Loop:
                 self._parts.requests.ratios.learn(request, verdict.usage.prompt_tokens)
             return
         charged, due = (False, now) if isinstance(verdict, Halt) else (verdict.charged, verdict.due)
-        lane.queue.again([(Try(request, claimed.number + 1, claimed.charged + charged), due)])
+        doubted = claimed.doubted or verdict.billed == "maybe"
+        if isinstance(verdict, Again) and verdict.replayed:
+            request, doubted = self._parts.requests.at_epoch(request, request.epoch + 1), False
+        lane.queue.again([(Try(request, claimed.number + 1, claimed.charged + charged, doubted), due)])
         self._queued_bytes += len(request.body)
 
     async def _watch_stall(self) -> None:
@@ -374,15 +393,7 @@ class Loop:
         self._room.ring()
 
     def binding(self) -> str:
-        """Name what keeps the flow from being faster now.
-
-        `requests` or `tokens` (a rate limit), `slots`, `server` (a pause, or slow answers), `disk`, `input`.
-        """
-        lanes = self._lanes.values()
+        """Name what keeps the flow from being faster now: `disk`, or see `batcher.lane.binding`."""
         if self._unsettled_bytes >= UNSETTLED_BYTES:
             return "disk"
-        if bound := next((lane.bound for lane in lanes if lane.bound), None):
-            return bound
-        if not any(lane.queue for lane in lanes):
-            return "server" if self._fed else "input"
-        return "disk" if self._slots.free and all(lane.ramp.free for lane in lanes) else "slots"
+        return binding(self._lanes.values(), fed=self._fed, free=self._slots.free)

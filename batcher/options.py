@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -14,6 +14,9 @@ from batcher.limits.pool import TpmCounts
 from batcher.retry import MaxFailures
 
 Delivery: TypeAlias = Literal["at-least-once", "at-most-once"]
+
+#: Gateways that honour idempotency keys remember them for about a day, in seconds.
+KEY_TTL_S: Final = 86_400.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     delivery: Delivery = "at-least-once"
     retry_failed: bool = False
     retry_in_doubt: bool = False
+    #: How long the server remembers an idempotency key, in seconds: what is in doubt for longer may be billed
+    #: again when it is sent again.
+    key_ttl_s: float = KEY_TTL_S
     max_failures: MaxFailures = MaxFailures(share=0.5)
     max_stall_s: float = 1800.0
     #: What is in flight when the run is stopped may take so long to land, in seconds.
@@ -73,8 +79,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(f"--limit {model} must be a batcher.Limit(rpm, tpm), not {limit!r}")
             for value in astuple(limit):
                 _at_least_one(f"--limit {model}", value)
-        for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s"):
-            _seconds(f"--{name[:-2].replace('_', '-')}", getattr(self, name))
+        for name in ("timeout_s", "max_stall_s", "grace_s", "burst_s", "key_ttl_s"):
+            _seconds(f"--{name.removesuffix('_s').replace('_', '-')}", getattr(self, name))
         if not self.timeout_s:
             raise ConfigurationError("--timeout must be more than 0 seconds: no request can be that fast")
         if self.namespace == "":

@@ -41,6 +41,8 @@ class Complaint(NamedTuple):
     is_api_error: bool = False
     #: `x-should-retry`, where the server says it.
     should_retry: bool | None = None
+    #: Whether an earlier attempt with the same key had been told this already.
+    replayed: bool = False
 
 
 class _Error(msgspec.Struct):
@@ -72,6 +74,21 @@ _LONGEST_MESSAGE: Final = 1000
 _TAGS: Final = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 
 
+def is_replayed(reply: Reply) -> bool:
+    """Say whether a reply's headers mark it as one that was given before, under the same key.
+
+    There is no standard name. Stripe's is `Idempotent-Replayed`, and gateways have their own: what they share
+    is that they speak of both, and that a mark which is not `true` or the like is none.
+    """
+    return any(
+        b"idempoten" in name and b"replay" in name and value.strip().lower() in _MARKS
+        for name, value in reply.headers
+    )
+
+
+_MARKS: Final = (b"true", b"1", b"yes")
+
+
 def read_error(reply: Reply, kind: str | None = None, why: str = "") -> Complaint:
     """Read what a reply complains of, whoever made it: the API, a gateway, or something that is neither.
 
@@ -97,6 +114,7 @@ def read_error(reply: Reply, kind: str | None = None, why: str = "") -> Complain
         _wait_s(reply),
         error is not None,
         {"true": True, "false": False}.get((reply.header(b"x-should-retry") or "").strip().lower()),
+        is_replayed(reply),
     )
 
 

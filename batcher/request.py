@@ -39,6 +39,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     worst_cost_pico_usd: int | None
     #: Bytes of its text, to learn tokens per byte from; 0 where its prompt tokens pay for more than text.
     input_bytes: int = 0
+    #: How many of its keys have brought only a failure again and again: the key is made with it.
+    epoch: int = 0
 
 
 #: The error code of a line that never became a request.
@@ -63,6 +65,8 @@ class Try(msgspec.Struct, frozen=True, gc=False):
     number: int = 1
     #: How many of the earlier attempts count against `--max-attempts`.
     charged: int = 0
+    #: Whether an earlier attempt, of this run or another, may have been billed.
+    doubted: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -73,6 +77,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     request: Request
     number: int
     charged: int
+    #: Whether an earlier attempt, of this run or another, may have been billed: it may be under way yet.
+    doubted: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -140,6 +146,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int = 0
     #: In 10^-12 dollar; None where the price is unknown.
     cost_pico_usd: int | None = 0
+    #: Whether the server has said again what an earlier attempt with this key had brought.
+    replayed: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

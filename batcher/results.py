@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from batcher.store import reader
 ATTEMPT_FIELDS = (
     "attempt",
     "key",
+    "custom_ids",
     "number",
     "model",
     "claimed_at",
@@ -31,31 +32,65 @@ ATTEMPT_FIELDS = (
     "status",
     "error",
     "request_id",
+    "latency_ms",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
     "cost_usd",
 )
 
+#: Those of them that the store holds as they are.
+_STORED_FIELDS = tuple(name for name in ATTEMPT_FIELDS if name not in ("latency_ms", "cost_usd"))
+
 _BUFFER = 1 << 20
 
 
-def write_results(store: Path, output: Path) -> int:
-    """Write the answers; return how many.
+class AbandonedError(Exception):
+    """Whoever wanted the file wants it no longer: one that was there before is untouched."""
+
+
+def _never() -> bool:
+    return False
+
+
+def result_lines(store: Path) -> Iterator[bytes]:
+    """Make the lines of the results file, one by one.
 
     Raises:
+        StoreError: the store can't be read (on).
+    """
+    return map(_result_line, reader.rows(store, "results"))
+
+
+def error_lines(store: Path) -> Iterator[bytes]:
+    """Make the lines of the errors file, one by one; see `result_lines`."""
+    return map(_error_line, reader.rows(store, "errors"))
+
+
+def write_results(store: Path, output: Path, abandon: Callable[[], bool] = _never) -> int:
+    """Write the answers; return how many. Between any two of them `abandon` is asked whether to go on.
+
+    Raises:
+        AbandonedError: `abandon` said so.
         StoreError: the store can't be read.
         StoreWriteError: the file can't be written; one that was there before is untouched.
     """
-    return _write(output, map(_result_line, reader.rows(store, "results")))
+    return _write(output, _unless(abandon, result_lines(store)))
 
 
-def write_errors(store: Path, errors: Path) -> int:
+def write_errors(store: Path, errors: Path, abandon: Callable[[], bool] = _never) -> int:
     """Write the rows that ended without an answer, each with its request; return how many.
 
     See `write_results`.
     """
-    return _write(errors, map(_error_line, reader.rows(store, "errors")))
+    return _write(errors, _unless(abandon, error_lines(store)))
+
+
+def _unless(abandon: Callable[[], bool], lines: Iterable[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        if abandon():
+            raise AbandonedError
+        yield line
 
 
 def write_failed(store: Path, job: Path) -> tuple[int, int]:
@@ -84,13 +119,23 @@ def write_attempts(store: Path, log: Path) -> int:
     """
     rows = (_attempt_fields(row) for row in reader.rows(store, "attempts_log"))
     if log.suffix == ".csv":
-        return _write(log, _csv_lines(rows)) - 1
-    return _write(log, (orjson.dumps(dict(zip(ATTEMPT_FIELDS, row, strict=True))) + b"\n" for row in rows))
+        return _write(log, _csv_lines(row.values() for row in rows)) - 1
+    return _write(log, (_attempt_line(row) for row in rows))
 
 
-def _attempt_fields(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _attempt_fields(row: tuple[Any, ...]) -> dict[str, Any]:
     *facts, cost_pico_usd = row
-    return (*facts, None if cost_pico_usd is None else usd_string(cost_pico_usd))
+    fields = dict(zip(_STORED_FIELDS, facts, strict=True))
+    sent_at, ended_at = fields["sent_at"], fields["ended_at"]
+    if sent_at is not None and ended_at is not None:
+        fields["latency_ms"] = round((ended_at - sent_at) * 1000, 1)
+    if cost_pico_usd is not None:
+        fields["cost_usd"] = usd_string(cost_pico_usd)
+    return {name: fields.get(name) for name in ATTEMPT_FIELDS}
+
+
+def _attempt_line(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps({**fields, "custom_ids": orjson.Fragment(fields["custom_ids"])}) + b"\n"
 
 
 def check_writable(path: Path) -> None:
@@ -147,7 +192,7 @@ def _rejected_line(line: bytes) -> bytes:
     return line
 
 
-def _csv_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[bytes]:
+def _csv_lines(rows: Iterable[Iterable[Any]]) -> Iterator[bytes]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(ATTEMPT_FIELDS)

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from batcher.request import REJECTED, Attempt, Claimed, Landed, Outcome, Rejected, Request, Settlement, State
+from batcher.request import (
+    REJECTED,
+    Attempt,
+    Claimed,
+    Landed,
+    Outcome,
+    Rejected,
+    Reply,
+    Request,
+    Settlement,
+    State,
+)
 from batcher.source import batch_line
 from batcher.verdict import Again, Done, Fail, Halt, Hold, Verdict
 
@@ -27,17 +38,30 @@ def rejections(items: Sequence[Rejected]) -> list[Outcome]:
     ]
 
 
-def unsent(request: Request, state: State, code: str, message: str) -> list[Outcome]:
-    """Make the ends of the rows of a request that is never sent."""
-    return [
-        Outcome(row, state, code=code, message=message, line=batch_line(request, row)) for row in request.rows
-    ]
+def too_large(request: Request, limit: str) -> list[Outcome]:
+    """Make the ends of the rows of a request that is larger than a whole `limit` and never sent."""
+    message = (
+        f"needs {request.tokens} tokens, and {limit}: raise it, lower the request's output limit, or split it"
+    )
+    return _unsent(request, "exhausted", "exceeds_limit", message)
 
 
 def in_doubt(requests: Sequence[Request]) -> list[Outcome]:
     """Make the ends of rows that were sent by a process that died, and are not sent again."""
     message = "it was sent, and its answer lost: it may have been billed; to send it again: --retry-in-doubt"
-    return [end for each in requests for end in unsent(each, "in_doubt", "in_doubt", message)]
+    return [end for each in requests for end in _unsent(each, "in_doubt", "in_doubt", message)]
+
+
+def answers(settlements: Sequence[Settlement], landed: Sequence[tuple[Claimed, Landed]]) -> int:
+    """Count what was paid for, of settlements that could not be written and of what is not judged yet."""
+    judged = sum(each.attempt.billed == "yes" for each in settlements)
+    return judged + sum(isinstance(what, Reply) and 200 <= what.status < 300 for _, what in landed)
+
+
+def _unsent(request: Request, state: State, code: str, message: str) -> list[Outcome]:
+    return [
+        Outcome(row, state, code=code, message=message, line=batch_line(request, row)) for row in request.rows
+    ]
 
 
 def _answered(claimed: Claimed, landed: Landed, done: Done, cost_pico_usd: int | None) -> Settlement:
@@ -53,6 +77,7 @@ def _answered(claimed: Claimed, landed: Landed, done: Done, cost_pico_usd: int |
         cached_tokens=0 if usage is None else usage.cached_tokens,
         completion_tokens=0 if usage is None else usage.completion_tokens,
         cost_pico_usd=cost_pico_usd,
+        replayed=done.replayed,
     )
     answers = zip(claimed.request.rows, done.answers, strict=True)
     return Settlement(
@@ -73,6 +98,7 @@ def _unanswered(claimed: Claimed, landed: Landed, verdict: Fail | Again | Hold |
         status=verdict.status,
         error=verdict.error,
         request_id=verdict.request_id,
+        replayed=verdict.replayed if isinstance(verdict, Again | Fail) else False,
     )
 
 

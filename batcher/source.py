@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 import anyio
 import anyio.to_thread
+import msgspec
 import orjson
 
 from batcher.errors import JobFileError
@@ -54,7 +55,7 @@ class Requests:
         book: PriceBook,
         ratios: Ratios,
     ) -> None:
-        self._keyed = blake2b(namespace.encode(), digest_size=16)
+        self._namespace = blake2b(namespace.encode(), digest_size=16)
         self._pool_of = pool_of
         self._shared_pool = shared_pool
         self._book = book
@@ -64,11 +65,9 @@ class Requests:
     def request(self, draft: Draft, row_key: bytes) -> Request:
         """Make the request of one row."""
         size = estimate(draft.url, draft.fields, self.ratios.of(draft.model))
-        keyed = self._keyed.copy()
-        keyed.update(b"%b\0%b\0%b" % (draft.url.encode(), row_key, draft.body))
         return Request(
             rows=(Row(draft.seq, row_key, draft.custom_id),),
-            key=keyed.hexdigest(),
+            key=self._key(draft.url, row_key, draft.body),
             pool=self._pool_of.get(draft.model, self._shared_pool),
             model=draft.model,
             path=draft.url,
@@ -77,6 +76,18 @@ class Requests:
             worst_cost_pico_usd=worst_cost(self._book, draft.model, draft.fields, len(draft.body), size),
             input_bytes=size.input_bytes,
         )
+
+    def at_epoch(self, request: Request, epoch: int) -> Request:
+        """Give a request another key, after so many of its keys have brought only a failure again."""
+        key = self._key(request.path, b"".join(row.key for row in request.rows), request.body, epoch)
+        return msgspec.structs.replace(request, key=key, epoch=epoch)
+
+    def _key(self, path: str, row_keys: bytes, body: bytes, epoch: int = 0) -> str:
+        keyed = self._namespace.copy()
+        keyed.update(b"%b\0%b\0%b" % (path.encode(), row_keys, body))
+        if epoch:
+            keyed.update(b"\0%d" % epoch)
+        return keyed.hexdigest()
 
 
 class Source:

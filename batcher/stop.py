@@ -1,7 +1,7 @@
 """Why a run ends before its rows do."""
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +12,11 @@ class Stop:
     kind: str
     #: One sentence: what happened, and what to do.
     reason: str
+
+    def losing(self, answers: int) -> Self:
+        """Add that so many answers are lost that were paid for."""
+        lost = f"{answers:,} answers came that could not be written down: their attempts are in doubt"
+        return replace(self, reason=f"{self.reason}; {lost}")
 
 
 INTERRUPTED: Final = Stop("interrupted", "interrupted: run the same command again to go on")

@@ -54,6 +54,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     #: Of the rows that succeeded: answers that ended at their output limit, and by the content filter.
     truncated: int
     filtered: int
+    #: Attempts in doubt for longer than --key-ttl: their key no longer keeps them from being billed again.
+    past_key_ttl: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -64,15 +66,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def exit_code(self) -> int:
         """Return the command's exit code: 0, 1, 3 or 130."""
         if self.stopped is not None:
-            return 130 if self.stopped == INTERRUPTED.reason else 3
+            return 130 if self.stopped.startswith(INTERRUPTED.reason) else 3
         return 1 if self.failed or self.in_doubt or self.pending else 0
 
 
 def not_begun(reason: str) -> Summary:
     """Make the summary of a run that could not begin: nothing was read, sent or paid for."""
     return Summary(
-        **dict.fromkeys(("rows", "succeeded", "failed", "in_doubt", "pending", "truncated", "filtered"), 0),
+        **dict.fromkeys(("rows", "succeeded", "failed", "in_doubt", "pending"), 0),
         **dict.fromkeys(("already_done", "requests", "retries", "prompt_tokens", "completion_tokens"), 0),
+        **dict.fromkeys(("truncated", "filtered", "past_key_ttl"), 0),
         cost_usd="0.00",
         in_doubt_cost_usd_max="0.00",
         elapsed_s=0.0,
@@ -82,7 +85,9 @@ def not_begun(reason: str) -> Summary:
     )
 
 
-def summarise(contents: Contents, rows: int, tally: Tally, elapsed_s: float, stopped: str | None) -> Summary:
+def summarise(
+    contents: Contents, past_key_ttl: int, rows: int, tally: Tally, elapsed_s: float, stopped: str | None
+) -> Summary:
     """Make the summary of a job of `rows` rows from what its store holds and what this run did."""
     bills = contents.by_model
     models = {
@@ -116,6 +121,7 @@ def summarise(contents: Contents, rows: int, tally: Tally, elapsed_s: float, sto
         by_error=contents.by_error,
         truncated=contents.truncated,
         filtered=contents.filtered,
+        past_key_ttl=past_key_ttl,
     )
 
 

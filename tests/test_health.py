@@ -1,5 +1,6 @@
 """One lost attempt says little; several tell that the endpoint is down, and that it is not the rows."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -262,3 +263,12 @@ def test_nothing_is_held_free_of_charge_while_the_endpoint_answers(events):
         if event == "lose" and previous == "answer" and now:
             assert not state.down
         assert state.down or event != "refuse"
+
+
+def test_what_a_server_only_says_again_tells_nothing_of_how_it_is_now():
+    health = Health(1800)
+    said_again = msgspec.structs.replace(again(0.0), replayed=True)
+    assert [health.learn(said_again, claimed(str(each)), 1, 0.0) for each in range(200)] == [None] * 200
+    old = msgspec.structs.replace(answered(1.0, 502), headers=((b"idempotent-replayed", b"true"),))
+    for _ in range(50):
+        assert not standing(health, old).down

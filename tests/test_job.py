@@ -8,6 +8,11 @@ import anyio
 import pytest
 
 import batcher as library
+from batcher.job import World, run_job
+from batcher.options import Options
+from batcher.request import Reply
+from batcher.testing import MemoryTransport, VirtualClock, answer, inline_connection
+from batcher.testing import run as run_virtual
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +155,31 @@ def test_a_timeout_around_it_is_the_callers(serve, write, reviews):
 
         assert asyncio.run(hurried())
     assert library.status(job).pending == 20
+
+
+def in_virtual_time(job, answer=answer, **options):
+    """Run a job without a network, a thread or a wait."""
+    clock = VirtualClock()
+    world = World(clock=clock, connect=inline_connection, transport=lambda *_: MemoryTransport(answer, clock))
+    given = Options(job=str(job), base_url="http://localhost/v1", **options)
+    return run_virtual(lambda: run_job(given, {"OPENAI_API_KEY": "key"}, world=world), clock)
+
+
+def test_a_job_meets_whatever_world_it_is_given(write, reviews, lines, tmp_path):
+    summary = in_virtual_time(write(reviews(600)), rpm=60)
+    assert (summary.exit_code, summary.succeeded) == (0, 600)
+    assert 590 <= summary.elapsed_s <= 610
+    assert len(lines(tmp_path / "job.results.jsonl")) == 600
+
+
+def test_how_long_an_answer_may_take_is_how_long_a_key_in_progress_is_waited_for(write, reviews):
+    body = b'{"error": {"message": "busy", "code": "idempotency_key_in_progress"}}'
+
+    def busy(_claimed, now):
+        return Reply(409, (), body, now, now + 0.1)
+
+    summary = in_virtual_time(write(reviews(1)), busy, timeout_s=30.0, max_attempts=1)
+    assert (summary.by_error, summary.requests) == ({"in_progress": 1}, 8 + 1 + 1)
 
 
 def test_run_is_a_coroutine_function():

@@ -64,6 +64,7 @@ class Setting:
     limits: dict = field(default_factory=dict)
     slots: int = 8
     max_attempts: int = 5
+    timeout_s: float = 300.0
     at_most_once: bool = False
     reopen: frozenset = frozenset({"exhausted"})
     max_failures: MaxFailures = field(default_factory=MaxFailures)
@@ -100,6 +101,14 @@ class Ran:
         """Names in the order in which their attempts left."""
         gone = [each for each in self.transport.exchanges if each.sent_at is not None]
         return [name_of(each.claimed) for each in sorted(gone, key=lambda each: each.sent_at)]
+
+    def keys_of(self, name):
+        """Return the keys of a row's attempts, in the order of their claims."""
+        sql = (
+            "SELECT attempts.key FROM attempts, json_each(attempts.rows) JOIN rows ON rows.id = value"
+            f" WHERE custom_id = '{name}' ORDER BY attempts.id"
+        )
+        return [key for (key,) in self.look(sql)]
 
     @property
     def attempts(self):
@@ -145,13 +154,8 @@ def go(setting, **changes):
     path = write_job(setting)
     clock, tally = setting.clock, Tally()
     store = setting.path / "job.db"
-    opening = Opening(
-        path=store,
-        base_url=URL,
-        namespace="test",
-        at_most_once=setting.at_most_once,
-        reopen=setting.reopen,
-    )
+    opening = Opening(path=store, base_url=URL, namespace="test", reopen=setting.reopen)
+    retry_in_doubt = "in_doubt" in setting.reopen
     transport = MemoryTransport(setting.answer, clock)
 
     async def main():
@@ -172,7 +176,9 @@ def go(setting, **changes):
                     ),
                     slots=Slots(setting.slots),
                     prices=prices,
-                    policy=Policy(setting.max_attempts, setting.at_most_once),
+                    policy=Policy(
+                        setting.max_attempts, setting.at_most_once, retry_in_doubt, setting.timeout_s
+                    ),
                     max_failures=setting.max_failures,
                     health=Health(setting.max_stall_s),
                     clock=clock,
@@ -1128,12 +1134,226 @@ def test_at_most_once_what_was_in_flight_at_a_crash_is_in_doubt_with_its_request
     assert not set(ran.sent) & set(in_doubt)
 
 
+def test_a_row_that_was_cut_off_before_it_failed_is_not_sent_again_once_it_is_at_most_once(setting):
+    ran = go(setting, answer=loss("reset"), names=["r1"], max_attempts=1)
+    assert ran.states == {"r1": "exhausted"}
+    ran = go(setting, answer=answer, at_most_once=True)
+    assert (ran.states, ran.sent) == ({"r1": "in_doubt"}, [])
+
+
 def test_at_most_once_cut_off_by_the_grace_is_in_doubt(setting):
     def server(claimed, now):
         return Reply(200, (), b"", now, math.inf)
 
     ran = go(setting, answer=server, at_most_once=True, rpm=60_000, beside=stopping(1))
     assert Counter(ran.states.values()) == {"in_doubt": 8, None: 12}
+
+
+def test_what_is_left_in_doubt_by_a_crash_goes_again_where_that_is_asked_for(setting):
+    crash_at(setting, 1.1, names=names(100), at_most_once=True)
+    ran = go(setting, beside=None, reopen=frozenset({"exhausted", "in_doubt"}))
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    assert len(ran.sent) == 100 - ran.tally.already_done
+    assert len(ran.attempts) == 100 + 8 == 100 + ran.contents.by_model["m"].in_doubt
+
+
+# --- what the server remembers of a key
+
+
+def crash_at(setting, at_s, **changes):
+    """Run the job to a crash, and not to its end."""
+
+    async def crash(loop, transport):
+        await anyio.sleep(at_s)
+        raise RuntimeError("the end")
+
+    with pytest.raises(ExceptionGroup):
+        go(setting, beside=crash, **changes)
+
+
+class Gateway:
+    """Keeps what it has answered under a key, failures too, and says so when it says it again.
+
+    It gives the first key of these rows a failure, and answers every other one.
+    """
+
+    def __init__(self, failure, fails):
+        self._failure = failure
+        self._fails = set(fails)
+        self._kept = {}
+
+    def __call__(self, claimed, now):
+        name, key = name_of(claimed), claimed.request.key
+        if key in self._kept:
+            said = self._kept[key](claimed, now)
+            return msgspec.structs.replace(said, headers=(*said.headers, (b"idempotent-replayed", b"true")))
+        failing = name in self._fails
+        self._fails.discard(name)
+        self._kept[key] = self._failure if failing else answer
+        return self._kept[key](claimed, now)
+
+
+@pytest.mark.parametrize("failure", [refusal(500), refusal(429), refusal(503), refusal(504), refusal(409)])
+@pytest.mark.parametrize("slots", [1, 8])
+def test_a_failure_that_a_key_brings_again_is_cured_by_another_key(setting, failure, slots):
+    ran = go(setting, answer=Gateway(failure, ["r5", "r9"]), slots=slots)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    for name in ran.states:
+        keys = ran.keys_of(name)
+        if name in ("r5", "r9"):
+            assert (len(keys), keys[0], keys[2]) == (3, keys[1], keys[2])
+            assert len(set(keys)) == 2
+        else:
+            assert len(keys) == 1
+    assert ran.look("SELECT count(*) FROM settlements WHERE replayed = 1") == [(2,)]
+
+
+@pytest.mark.parametrize("failure", [refusal(400), refusal(413)])
+def test_what_was_refused_and_is_to_go_again_goes_with_another_key(setting, failure):
+    setting.answer = Gateway(failure, ["r5"])
+    assert go(setting).states["r5"] == "refused"
+    ran = go(setting, reopen=frozenset({"exhausted", "refused"}))
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    first, second, third = ran.keys_of("r5")
+    assert first == second != third
+
+
+def test_an_account_that_was_put_right_is_not_held_to_what_it_was_told_before(setting):
+    setting.answer = Gateway(refusal(429, "insufficient_quota"), names(20))
+    stopped = 0
+    while (ran := go(setting)).stopped is not None:
+        assert ran.stopped.kind == "quota"
+        stopped += 1
+        assert stopped < 20
+    assert set(ran.states.values()) == {"done"}
+
+
+def test_a_key_that_brings_only_a_failure_is_not_used_again_after_a_crash_either(setting):
+    gateway = Gateway(refusal(500), ["r5"])
+
+    def server(claimed, now):
+        said = gateway(claimed, now)
+        # the answer that the new key brings is long in coming
+        late = name_of(claimed) == "r5" and said.status == 200
+        return msgspec.structs.replace(said, ended_at=now + 60) if late else said
+
+    crash_at(setting, 30, answer=server, names=names(8))
+    ran = go(setting, beside=None)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    first, second, *others = ran.keys_of("r5")
+    assert first == second
+    assert len(others) == 2
+    assert len(set(others)) == 1
+    assert others[0] != first
+    # the server had done it for the attempt that the crash lost, and says so
+    assert ran.contents.by_model["m"].in_doubt == 0
+
+
+def test_a_row_whose_attempts_are_spent_begins_with_another_key_in_the_next_run(setting):
+    ran = go(setting, answer=Gateway(refusal(500), ["r5"]), max_attempts=2)
+    assert ran.states["r5"] == "exhausted"
+    ran = go(setting)
+    assert (ran.sent, set(ran.states.values())) == (["r5"], {"done"})
+    assert ran.keys_of("r5")[2] not in ran.keys_of("r5")[:2]
+
+
+def test_each_key_that_brings_only_a_failure_is_followed_by_yet_another(setting):
+    def server(claimed, now):
+        said = refusal(500)(claimed, now)
+        return msgspec.structs.replace(said, headers=((b"idempotency-replayed", b"1"),))
+
+    ran = go(setting, answer=server, names=["a"], max_attempts=4)
+    assert ran.states == {"a": "exhausted"}
+    assert len(set(ran.keys_of("a"))) == 4
+    ran = go(setting)
+    assert len(set(ran.keys_of("a"))) == 8
+    assert [row[2:] for row in ran.attempts] == [("no", 500, "server_error")] * 8
+
+
+class Slow:
+    """Answers a row after so many seconds, whatever becomes of the connection, and meanwhile says `busy`."""
+
+    def __init__(self, busy, names, works_s):
+        self._busy = busy
+        self._names = set(names)
+        self._works_s = works_s
+        self._done_at = {}
+
+    def __call__(self, claimed, now):
+        key = claimed.request.key
+        if name_of(claimed) not in self._names:
+            return answer(claimed, now)
+        if key not in self._done_at:
+            self._done_at[key] = now + self._works_s
+            return loss("reset", after_s=1.0)(claimed, now)
+        if now < self._done_at[key]:
+            return self._busy(claimed, now)
+        said = answer(claimed, now)
+        return msgspec.structs.replace(said, headers=((b"idempotent-replayed", b"true"),))
+
+
+BUSY = [refusal(409), refusal(409, "idempotency_key_in_progress"), refusal(409, retry_after_s=5)]
+
+
+@pytest.mark.parametrize("busy", BUSY)
+def test_an_answer_that_is_still_being_made_for_a_lost_attempt_is_waited_for(setting, busy):
+    ran = go(setting, answer=Slow(busy, ["r3", "r7"], works_s=200), max_attempts=2)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    for name in ("r3", "r7"):
+        exchanges = [each for each in ran.transport.exchanges if name_of(each.claimed) == name]
+        assert [each.claimed.charged for each in exchanges] == [0] + [1] * (len(exchanges) - 1)
+        assert len(set(ran.keys_of(name))) == 1
+    words = Counter(row[4] for row in ran.attempts)
+    assert words["reset"] == 2
+    assert words["in_progress"] > 4
+    assert words[None] == 20
+    # what was lost is what was answered in the end
+    assert ran.contents.by_model["m"].in_doubt == 0
+
+
+@pytest.mark.parametrize("busy", BUSY)
+def test_what_was_in_flight_at_a_crash_is_waited_for_by_the_next_run(setting, busy):
+    def never(claimed, now):
+        return Reply(200, (), b"", now, math.inf)
+
+    crash_at(setting, 1.0, answer=never, names=names(8), rpm=60_000)
+    began = setting.clock.now()
+
+    def server(claimed, now):
+        return (busy if now < began + 100 else answer)(claimed, now)
+
+    ran = go(setting, answer=server, beside=None, max_attempts=1)
+    assert (ran.stopped, set(ran.states.values())) == (None, {"done"})
+    assert {row[4] for row in ran.attempts} == {"crashed", "in_progress", None}
+
+
+def test_a_conflict_without_an_attempt_in_doubt_is_charged(setting):
+    ran = go(setting, answer=refusal(409), names=["a"], max_attempts=3)
+    assert ran.states == {"a": "exhausted"}
+    assert [row[4] for row in ran.attempts] == ["conflict"] * 3
+
+
+def test_a_new_key_has_no_attempt_in_doubt(setting):
+    def again(claimed, now):
+        said = refusal(504)(claimed, now)
+        return msgspec.structs.replace(said, headers=((b"idempotent-replayed", b"true"),))
+
+    # What the lost attempt did is known now, and a conflict is no longer its.
+    setting.answer = script(loss("reset"), refusal(409), again, refusal(409), answer)
+    ran = go(setting, names=["a"])
+    assert [row[4] for row in ran.attempts] == [
+        *("reset", "in_progress", "gateway_timeout", "conflict", None)
+    ]
+
+
+def test_a_key_that_stays_in_progress_is_given_up_when_no_answer_can_take_so_long(setting):
+    ran = go(setting, answer=refusal(409, "idempotency_key_in_progress"), names=["a"], max_attempts=2)
+    assert ran.states == {"a": "exhausted"}
+    assert len(ran.attempts) == 8 + 300 / 30 + 2
+    assert ran.clock.now() > 120
+    setting.clock = VirtualClock()
+    ran = go(setting, timeout_s=30.0)
+    assert len(ran.transport.exchanges) == 8 + 30 / 30 + 2
 
 
 # --- the disk, and the job file
@@ -1143,20 +1363,23 @@ def test_at_most_once_cut_off_by_the_grace_is_in_doubt(setting):
 OPENING = 8
 
 
-def failing_disk(statement):
-    """Connect to a disk that fails for good at the n-th statement."""
+def failing_disk(statement, clock=None, for_s=math.inf):
+    """Connect to a disk that fails at the n-th statement, for good or for so long."""
 
     class Failing:
         def __init__(self, db):
             self._db = db
             self._count = 0
+            self._until = math.inf
 
         def __getattr__(self, name):
             return getattr(self._db, name)
 
         async def execute(self, sql, parameters=None):
             self._count += 1
-            if self._count >= statement:
+            if self._count == statement and clock is not None:
+                self._until = clock.now() + for_s
+            if self._count >= statement and (clock is None or clock.now() < self._until):
                 raise sqlite3.OperationalError("database or disk is full")
             return await self._db.execute(sql, parameters)
 
@@ -1167,6 +1390,133 @@ def failing_disk(statement):
         return Failing(await inline_connection(path))
 
     return connect
+
+
+def refusing(setting, since, until=math.inf, table="settlements"):
+    """Connect to a disk that has no room for a table's rows from one time to another."""
+
+    class Refusing:
+        def __init__(self, db):
+            self._db = db
+
+        def __getattr__(self, name):
+            return getattr(self._db, name)
+
+        async def execute(self, sql, parameters=None):
+            if sql.startswith(f"INSERT INTO {table} ") and since <= setting.clock.now() < until:
+                raise sqlite3.OperationalError("database or disk is full")
+            return await self._db.execute(sql, parameters)
+
+    async def connect(path):
+        return Refusing(await inline_connection(path))
+
+    return connect
+
+
+def after(seconds):
+    """Make a server that answers after so long."""
+    return lambda claimed, now: msgspec.structs.replace(answer(claimed, now), ended_at=now + seconds)
+
+
+@pytest.mark.parametrize("for_s", [1.5, 3, 29])
+@pytest.mark.parametrize("slots", [1, 8])
+def test_a_disk_that_has_room_again_within_the_grace_loses_no_answer(setting, for_s, slots):
+    disk = refusing(setting, since=9, until=9 + for_s)
+    ran = go(setting, names=names(60), answer=after(2), slots=slots, rpm=60_000, connect=disk)
+    assert ran.stopped.kind == "disk"
+    assert "disk is full" in ran.stopped.reason
+    assert "answers came" not in ran.stopped.reason
+    assert ran.clock.now() < 9 + for_s + 3
+    # all that was sent is answered, and written down
+    assert len(ran.sent) == Counter(ran.states.values())["done"] == ran.tally.succeeded > 3
+    assert ran.contents.by_model["m"].in_doubt == 0
+    again = go(setting, connect=inline_connection)
+    assert (again.stopped, set(again.states.values())) == (None, {"done"})
+    assert Counter(ran.sent + again.sent) == dict.fromkeys(names(60), 1)
+
+
+@pytest.mark.parametrize("grace_s", [0, 0.5, 5, 30])
+def test_a_disk_that_has_no_room_any_more_loses_what_it_says_and_no_more(setting, grace_s):
+    def server(claimed, now):
+        return after(2 + claimed.id % 5 / 2)(claimed, now)
+
+    disk = refusing(setting, since=9)
+    ran = go(setting, names=names(60), answer=server, rpm=60_000, connect=disk, grace_s=grace_s)
+    assert ran.stopped.kind == "disk"
+    assert ran.clock.now() < 13 + grace_s + 1
+    done = Counter(ran.states.values())["done"]
+    came = sum(isinstance(each.landed, Reply) for each in ran.transport.exchanges)
+    lost = f"; {came - done} answers came that could not be written down: their attempts are in doubt"
+    assert came > done
+    assert ran.stopped.reason.endswith(lost)
+    assert ran.contents.by_model["m"].in_doubt == len(ran.sent) - done
+    settled = {name for name, state in ran.states.items() if state == "done"}
+    again = go(setting, connect=inline_connection)
+    assert (again.stopped, set(again.states.values())) == (None, {"done"})
+    assert not settled & set(again.sent)
+    assert len(ran.sent) + len(again.sent) == 60 + len(ran.sent) - done
+
+
+def test_answers_of_refusals_are_not_told_as_lost(setting):
+    """What costs nothing is not worth a word."""
+    setting.answer = lambda claimed, now: (answer if name_of(claimed) == "r1" else refusal(400))(claimed, now)
+    ran = go(setting, slots=1, connect=refusing(setting, since=0.3), grace_s=2)
+    assert (ran.stopped.kind, ran.sent) == ("disk", ["r1", "r2"])
+    assert "answers came" not in ran.stopped.reason
+
+
+def test_in_the_grace_of_an_interruption_a_disk_is_tried_again_too(setting):
+    disk = refusing(setting, since=1.5, until=10)
+    ran = go(setting, names=names(60), answer=after(2), rpm=60_000, connect=disk, beside=stopping(1))
+    assert ran.stopped == INTERRUPTED
+    assert len(ran.sent) == Counter(ran.states.values())["done"] == 8
+
+
+def test_a_second_signal_ends_the_trying(setting):
+    disk = refusing(setting, since=1.5)
+    ran = go(setting, names=names(60), answer=after(2), rpm=60_000, connect=disk, beside=stopping(1, 10))
+    assert ran.clock.now() == pytest.approx(10, abs=loop_module.RETRY_S)
+    assert ran.stopped.kind == "interrupted"
+    assert ran.stopped.reason.startswith(f"{INTERRUPTED.reason}; 8 answers came")
+    assert ran.contents.by_model["m"].in_doubt == 8
+
+
+def test_a_claim_that_is_refused_sends_nothing(setting):
+    ran = go(setting, connect=refusing(setting, since=0, table="attempts"))
+    assert ran.stopped.kind == "disk"
+    assert ran.transport.exchanges == []
+    assert ran.clock.now() < 1
+    assert ran.tally.in_flight == 0
+    assert len(go(setting, connect=inline_connection).sent) == 20
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_what_is_in_flight_when_a_claim_is_refused_lands_and_counts(setting, slots):
+    disk = refusing(setting, since=9, table="attempts")
+    ran = go(setting, names=names(60), answer=after(2), slots=slots, rpm=60_000, connect=disk)
+    assert ran.stopped.kind == "disk"
+    assert "answers came" not in ran.stopped.reason
+    assert len(ran.sent) == Counter(ran.states.values())["done"] > 0
+    assert {row[2] for row in ran.attempts} == {"yes"}
+    again = go(setting, connect=inline_connection)
+    assert Counter(ran.sent + again.sent) == dict.fromkeys(names(60), 1)
+
+
+def test_a_disk_that_fails_for_a_while_at_any_statement_loses_no_answer(tmp_path):
+    for statement in range(OPENING + 1, 200):
+        (tmp_path / str(statement)).mkdir()
+        setting = Setting(tmp_path / str(statement), names(60))
+        ran = go(setting, connect=failing_disk(statement, setting.clock, for_s=5))
+        if ran.stopped is None:
+            break
+        assert ran.stopped.kind == "disk"
+        assert "answers came" not in ran.stopped.reason
+        assert Counter(ran.sent) == {name: 1 for name, state in ran.states.items() if state == "done"}
+        again = go(setting, connect=inline_connection)
+        assert (again.stopped, set(again.states.values())) == (None, {"done"})
+        assert Counter(ran.sent + again.sent) == dict.fromkeys(names(60), 1)
+        assert again.contents.by_model["m"].in_doubt == 0
+    assert statement > 30
 
 
 def test_a_full_disk_at_any_statement_stops_the_run_and_what_was_committed_stays(tmp_path):
@@ -1180,6 +1530,9 @@ def test_a_full_disk_at_any_statement_stops_the_run_and_what_was_committed_stays
         assert "disk is full" in ran.stopped.reason
         assert ran.clock.now() < 60
         done_before = {name for name, state in ran.states.items() if state == "done"}
+        came = sum(isinstance(each.landed, Reply) for each in ran.transport.exchanges)
+        lost = came - len(done_before)
+        assert (f"; {lost} answers came" in ran.stopped.reason) == (lost > 0)
         again = go(setting, connect=inline_connection)
         assert (again.stopped, set(again.states.values())) == (None, {"done"})
         assert not done_before & set(again.sent)

@@ -15,6 +15,7 @@ def test_a_job_alone_is_enough():
     assert options.max_stall_s == 1800.0
     assert options.grace_s == 30.0
     assert options.delivery == "at-least-once"
+    assert options.key_ttl_s == 86_400.0
 
 
 NAN, INF = float("nan"), float("inf")
@@ -36,6 +37,8 @@ NAN, INF = float("nan"), float("inf")
         ({"max_stall_s": INF}, "--max-stall must be 0 seconds or more, not inf"),
         ({"grace_s": -0.1}, "--grace must be 0 seconds or more"),
         ({"burst_s": NAN}, "--burst must be 0 seconds or more"),
+        ({"key_ttl_s": -1}, "--key-ttl must be 0 seconds or more, not -1"),
+        ({"key_ttl_s": INF}, "--key-ttl must be 0 seconds or more, not inf"),
         ({"delivery": "exactly-once"}, "--delivery must be one of at-least-once, at-most-once, not exactly"),
         ({"job": "-"}, "say where its store is with --store"),
     ],
@@ -51,7 +54,7 @@ def test_what_cannot_be_meant_is_refused_by_the_name_of_its_option(given, messag
     "given",
     [
         {"rpm": 1, "tpm": 1, "max_inflight": 1, "max_attempts": 1, "limit_rows": 1},
-        {"grace_s": 0, "burst_s": 0, "max_stall_s": 0, "timeout_s": 0.001},
+        {"grace_s": 0, "burst_s": 0, "max_stall_s": 0, "timeout_s": 0.001, "key_ttl_s": 0},
         {"limits": {"a": Limit(), "b": Limit(rpm=1)}},
         {"job": "-", "store": Path("a.db")},
     ],

@@ -199,36 +199,47 @@ def test_what_is_no_regular_file_is_not_replaced(store, tmp_path):
 def attempts(store):
     write(
         store,
+        row(1, 1, "a"),
+        row(2, 2, 'b "é",'),
         ("attempts", 1, "[1]", "key", 1, "m", 1.5, 10, 100),
-        ("settlements", 1, "yes", 2.0, 3.25, 200, None, "req,1", 7, 2, 3, 1_500_000_000_000),
-        ("attempts", 2, "[1]", "key", 2, "m", 4.0, 10, 100),
-        ("settlements", 2, "yes", 2.0, 3.25, 200, None, None, 7, 0, 3, None),
-        ("attempts", 3, "[1]", "key", 3, "m", 5.0, 10, 100),
+        ("settlements", 1, "yes", 2.0, 3.25, 200, None, "req,1", 7, 2, 3, 1_500_000_000_000, 0),
+        ("attempts", 2, "[1,2]", "key", 2, "m", 4.0, 10, 100),
+        ("settlements", 2, "yes", 2.0, 3.2504, 200, None, None, 7, 0, 3, None, 0),
+        ("attempts", 3, "[2]", "key", 3, "m", 5.0, 10, 100),
+        ("attempts", 4, "[2]", "key", 4, "m", 5.0, 10, 100),
+        ("settlements", 4, "no", None, 6.0, None, "unreachable", None, 0, 0, 0, 0, 0),
     )
     return store
 
 
 def test_the_attempts_log_is_csv_where_the_file_is_named_so(attempts, tmp_path):
-    assert write_attempts(attempts, tmp_path / "log.csv") == 3
+    assert write_attempts(attempts, tmp_path / "log.csv") == 4
     content = (tmp_path / "log.csv").read_bytes()
     head, *rows = csv.reader(io.StringIO(content.decode()))
     assert tuple(head) == ATTEMPT_FIELDS
+    a, b = '["a"]', '["b \\"é\\","]'
+    both = f"{a[:-1]},{b[1:]}"
+    done = ("yes", "200", "")
     assert rows == [
-        ["1", "key", "1", "m", "1.5", "2.0", "3.25", "yes", "200", "", "req,1", "7", "2", "3", "1.50"],
-        ["2", "key", "2", "m", "4.0", "2.0", "3.25", "yes", "200", "", "", "7", "0", "3", ""],
-        ["3", "key", "3", "m", "5.0", "", "", "maybe", "", "", "", "", "", "", ""],
+        ["1", "key", a, "1", "m", "1.5", "2.0", "3.25", *done, "req,1", "1250.0", "7", "2", "3", "1.50"],
+        ["2", "key", both, "2", "m", "4.0", "2.0", "3.2504", *done, "", "1250.4", "7", "0", "3", ""],
+        ["3", "key", b, "3", "m", "5.0", "", "", "maybe", "", "", "", "", "", "", "", ""],
+        ["4", "key", b, "4", "m", "5.0", "", "6.0", "no", "", "unreachable", "", "", "0", "0", "0", "0.00"],
     ]
 
 
 def test_the_attempts_log_is_json_lines_elsewhere(attempts, tmp_path):
-    assert write_attempts(attempts, tmp_path / "log.jsonl") == 3
+    assert write_attempts(attempts, tmp_path / "log.jsonl") == 4
     rows = [orjson.loads(line) for line in (tmp_path / "log.jsonl").read_bytes().splitlines()]
     assert all(tuple(each) == ATTEMPT_FIELDS for each in rows)
-    assert [each["cost_usd"] for each in rows] == ["1.50", None, None]
+    assert [each["cost_usd"] for each in rows] == ["1.50", None, None, "0.00"]
+    assert [each["latency_ms"] for each in rows] == [1250.0, 1250.4, None, None]
+    assert [each["custom_ids"] for each in rows] == [["a"], ["a", 'b "é",'], ['b "é",'], ['b "é",']]
     assert [(each["attempt"], each["billed"], each["ended_at"]) for each in rows] == [
         (1, "yes", 3.25),
-        (2, "yes", 3.25),
+        (2, "yes", 3.2504),
         (3, "maybe", None),
+        (4, "no", 6.0),
     ]
 
 
@@ -269,6 +280,7 @@ def test_a_failing_write_leaves_what_was_there_and_nothing_else(
 def test_a_store_that_breaks_in_the_middle_leaves_what_was_there(store, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_bytes(b"old")
+    write(store, row(1, 1))
     with closing(sqlite3.connect(store)) as db:
         db.execute("DROP TABLE outcomes")
     before = {path.name for path in tmp_path.iterdir()}

@@ -4,7 +4,7 @@ import pytest
 from batcher.money.usage import Usage
 from batcher.parse import parse
 from batcher.request import REJECTED, Attempt, Claimed, Lost, Outcome, Rejected, Reply, Request, Row
-from batcher.settlement import rejections, settlement, unsent
+from batcher.settlement import rejections, settlement, too_large
 from batcher.verdict import Again, Done, Fail, Halt, Hold
 
 ROWS = (Row(3, b"a" * 16, "a"), Row(4, b"b" * 16, 'quote " and é'))
@@ -98,9 +98,11 @@ def test_a_rejected_line_ends_as_refused_with_the_line_itself():
     ]
 
 
-def test_a_request_that_is_never_sent_ends_every_row():
-    outcomes = unsent(REQUEST, "exhausted", "exceeds_limit", "too large")
+def test_a_request_that_is_larger_than_a_limit_ends_every_row():
+    outcomes = too_large(REQUEST, "the limit is 4 a minute")
     assert [(outcome.row, outcome.state, outcome.attempt) for outcome in outcomes] == [
         (row, "exhausted", None) for row in ROWS
     ]
+    assert {outcome.code for outcome in outcomes} == {"exceeds_limit"}
+    assert outcomes[0].message.startswith("needs 5 tokens, and the limit is 4 a minute: raise it")
     assert orjson.loads(outcomes[1].line)["custom_id"] == ROWS[1].custom_id

@@ -5,6 +5,7 @@ import random
 import sys
 
 import anyio
+import msgspec
 import orjson
 import pytest
 import zstandard
@@ -482,6 +483,43 @@ def test_the_idempotency_key_is_the_same_whatever_is_around_the_row(job):
     among = rows_of(job(bare(), b"", named("z"), b' {"body": %b, "custom_id": "a"}' % bare(), name="b.jsonl"))
     assert among[2].key == alone.key
     assert row(among[2]).key == row(alone).key
+
+
+def test_each_epoch_of_a_request_has_a_key_of_its_own_the_same_each_time(job):
+    (request,) = rows_of(job(named("a")))
+    later = [requests().at_epoch(request, epoch) for epoch in range(1, 50)]
+    assert len({request.key, *(each.key for each in later)}) == 50
+    assert [requests().at_epoch(request, epoch) for epoch in range(1, 50)] == later
+    # whichever epoch it comes from
+    assert [requests().at_epoch(each, each.epoch + 1) for each in later[:-1]] == later[1:]
+    assert all(len(each.key) <= 64 and each.key.isascii() for each in later)
+
+
+def test_another_epoch_changes_nothing_else_of_a_request(job):
+    (request,) = rows_of(job(named("a", max_tokens=7)))
+    later = requests().at_epoch(request, 3)
+    assert (request.epoch, later.epoch) == (0, 3)
+    assert msgspec.structs.replace(later, key=request.key, epoch=0) == request
+
+
+def test_the_keys_of_an_epoch_differ_by_namespace_url_body_and_row(job):
+    rows = [named("a"), named("b"), named("a", "ho")]
+    keys_at = [
+        made.at_epoch(item, 1).key
+        for made in (requests(), requests("other"))
+        for line in rows
+        for item in rows_of(job(line))
+    ]
+    assert len(set(keys_at)) == 6
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.text(max_size=5), st.text(max_size=5))
+def test_no_two_epochs_of_any_requests_share_a_key(one, other, text, words):
+    made = requests()
+    drafts = [parse(named("a", each), 1) for each in (text, words)]
+    (first, second) = (made.request(draft, draft.digest()) for draft in drafts)
+    same = (one, text) == (other, words)
+    assert (made.at_epoch(first, one).key == made.at_epoch(second, other).key) == same
 
 
 # --- keys

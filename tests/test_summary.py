@@ -10,7 +10,7 @@ from batcher.tally import Tally
 KEYS = [
     "rows", "succeeded", "failed", "in_doubt", "pending", "already_done", "requests", "retries",
     "prompt_tokens", "completion_tokens", "cost_usd", "in_doubt_cost_usd_max", "elapsed_s", "stopped",
-    "by_model", "by_error", "truncated", "filtered",
+    "by_model", "by_error", "truncated", "filtered", "past_key_ttl",
 ]  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def contents(by_model=None, **changes):
     return Contents(**facts | changes)
 
 
-def summary(of=None, rows=10, tally=None, stopped=None):
-    return summarise(of or contents(), rows, tally or Tally(), 1.23456, stopped)
+def summary(of=None, rows=10, tally=None, stopped=None, past_key_ttl=0):
+    return summarise(of or contents(), past_key_ttl, rows, tally or Tally(), 1.23456, stopped)
 
 
 def test_the_keys_are_those_that_the_command_promises():
@@ -65,6 +65,10 @@ def test_rows_are_of_the_whole_job_and_requests_of_this_run():
 def test_failures_are_told_by_their_code_and_answers_that_ended_early_by_why():
     made = summary()
     assert (made.by_error, made.truncated, made.filtered) == ({"bad_request": 3}, 1, 2)
+
+
+def test_what_its_key_covers_no_longer_is_told():
+    assert summary(past_key_ttl=3).past_key_ttl == 3
 
 
 def test_pending_is_never_negative():

@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batcher.money.usage import Usage
+from batcher.reply import is_replayed
 from batcher.request import Claimed, Lost, Reply, Request, Row
+from batcher.rules import TABLE
 from batcher.verdict import (
-    TABLE,
     Again,
     Done,
     Fail,
@@ -28,9 +29,9 @@ NOW = 1000.0
 ONCE = Policy(at_most_once=True)
 
 
-def claimed(path=CHAT, charged=0, body=b'{"input": "x"}'):
+def claimed(path=CHAT, charged=0, body=b'{"input": "x"}', free=0, doubted=False):
     request = Request((Row(1, b"k" * 16, "a"),), "key", "shared", "m", path, body, 1, None)
-    return Claimed(7, request, charged + 1, charged)
+    return Claimed(7, request, free + charged + 1, charged, doubted)
 
 
 def reply(status=200, body=b"", headers=()):
@@ -40,8 +41,18 @@ def reply(status=200, body=b"", headers=()):
     return Reply(status, raw, body, 1.0, 2.0)
 
 
-def verdict(landed, path=CHAT, charged=0, chance=0.5, policy=None, standing=None, body=b'{"input": "x"}'):
-    asked = claimed(path, charged, body)
+def verdict(
+    landed,
+    path=CHAT,
+    charged=0,
+    chance=0.5,
+    policy=None,
+    standing=None,
+    body=b'{"input": "x"}',
+    free=0,
+    doubted=False,
+):
+    asked = claimed(path, charged, body, free, doubted)
     return judge(asked, landed, NOW, chance, policy or Policy(), standing or Standing())
 
 
@@ -94,6 +105,19 @@ FAILURES = [
     (408, b"", {}, Again, "maybe", "timeout"),
     (408, error(), {}, Again, "maybe", "timeout"),
     (409, error(), {}, Again, "no", "conflict"),
+    (409, b"", {}, Again, "no", "conflict"),
+    (409, error("conflict"), {}, Again, "no", "conflict"),
+    (409, error("idempotency_key_in_progress"), {}, Again, "no", "in_progress"),
+    (409, error("idempotency_key_in_use"), {}, Again, "no", "in_progress"),
+    (409, error(None, "request_in_progress"), {"retry-after": "3"}, Again, "no", "in_progress"),
+    (409, error("idempotency_key_in_progress"), {"x-should-retry": "false"}, Fail, "no", "in_progress"),
+    (400, error("idempotency_key_in_progress"), {}, Fail, "no", "bad_request"),
+    # a key that came with another body: 422 in the IETF's draft, 400 of a type of its own as Stripe has it
+    (422, error("idempotency_key_reused"), {}, Fail, "no", "key_reused"),
+    (400, error(None, "idempotency_error"), {}, Fail, "no", "key_reused"),
+    (409, error("idempotency_conflict"), {}, Fail, "no", "key_reused"),
+    (409, error("idempotency_key_mismatch"), {"x-should-retry": "true"}, Fail, "no", "key_reused"),
+    (429, error("idempotency_key_reused"), {}, Hold, "no", "rate_limit"),
     (429, error("rate_limit_exceeded", "requests"), {}, Hold, "no", "rate_limit"),
     (429, error("rate_limit_exceeded", "tokens"), {"retry-after-ms": "5"}, Hold, "no", "rate_limit"),
     (429, b"", {}, Hold, "no", "rate_limit"),
@@ -187,7 +211,7 @@ def test_at_most_once_sends_nothing_again_that_may_have_been_billed(
 
 # --- the table, line by line
 
-KINDS = {"fail": Fail, "find": Fail, "again": Again, "hold": Hold, "halt": Halt}
+KINDS = {"fail": Fail, "find": Fail, "again": Again, "wait": Again, "hold": Hold, "halt": Halt}
 LOSSES = {
     # the word in the table -> whether it left, and the kinds of loss that it stands for
     "unreachable": (False, "connect", "dns", "tls", "timeout"),
@@ -234,15 +258,17 @@ def members(group):
     return [status for status in range(first, first + size) if status not in ours]
 
 
-@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: f"{rule.status} {rule.code} {rule.asks} {rule.bare}")
+@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: " ".join(map(str, rule[:2] + rule[7:])))
 def test_the_table_is_obeyed_line_by_line(rule):
     path = RESPONSES if rule.status in ("failed", "unfinished") else CHAT
     for landed in landings(rule):
-        got = verdict(landed, path)
+        got = verdict(landed, path, doubted=rule.doubted)
         assert (type(got), got.billed, got.error) == (KINDS[rule.action], rule.billed, rule.error), landed
         assert got.message.startswith(rule.meaning)
         if isinstance(got, Hold):
             assert got.scope == rule.scope
+        if isinstance(got, Again):
+            assert got.charged == (rule.action == "again")
         assert blames_endpoint(landed) == (rule.scope == "endpoint")
 
 
@@ -336,6 +362,137 @@ def test_where_nothing_else_is_left_that_could_get_through_they_go_first_in_turn
     assert got.due > got.until
     got = verdict(landed, charged=2, **TAIL)
     assert (type(got), got.state) == (Fail, "exhausted")
+
+
+# --- an earlier attempt that is under way yet
+
+IN_PROGRESS = reply(409, error("idempotency_key_in_progress"))
+#: How long an answer may take, in seconds, and how many waits for it are free.
+WAITS = [(0.5, 8), (29.0, 8), (30.0, 9), (300.0, 18), (3600.0, 128)]
+
+
+@pytest.mark.parametrize(("timeout_s", "most"), WAITS)
+def test_a_key_in_progress_is_waited_for_as_long_as_an_answer_may_take_and_then_charged(timeout_s, most):
+    policy = Policy(max_attempts=2, timeout_s=timeout_s)
+    for charged in (0, 1):
+        for free in (0, most - 1):
+            got = verdict(IN_PROGRESS, charged=charged, free=free, policy=policy)
+            assert (type(got), got.charged, got.billed, got.replayed) == (Again, False, "no", False)
+    got = verdict(IN_PROGRESS, free=most, policy=policy)
+    assert (type(got), got.charged) == (Again, True)
+    got = verdict(IN_PROGRESS, charged=1, free=most, policy=policy)
+    assert (type(got), got.state, got.error) == (Fail, "exhausted", "in_progress")
+
+
+@pytest.mark.parametrize(("timeout_s", "most"), WAITS)
+def test_the_free_waits_last_longer_than_an_answer_on_average(timeout_s, most):
+    policy = Policy(timeout_s=timeout_s)
+    waits = [verdict(IN_PROGRESS, free=free, policy=policy).due - NOW for free in range(most)]
+    assert waits == sorted(waits)
+    assert sum(waits) >= timeout_s
+
+
+def test_what_the_server_asks_for_is_a_minimum_for_a_wait_too():
+    landed = reply(409, error("idempotency_key_in_progress"), {"retry-after": "7"})
+    assert verdict(landed).due == NOW + 7
+    assert verdict(landed, free=6, chance=1.0).due == NOW + 32
+
+
+@pytest.mark.parametrize("body", [b"", b"busy", error(), error("conflict")])
+def test_a_conflict_after_an_attempt_in_doubt_is_that_attempt(body):
+    got = verdict(reply(409, body), charged=3, doubted=True)
+    assert (type(got), got.charged, got.error) == (Again, False, "in_progress")
+    got = verdict(reply(409, body), charged=3)
+    assert (type(got), got.charged, got.error) == (Again, True, "conflict")
+
+
+@pytest.mark.parametrize("status", [400, 409, 422])
+def test_a_key_that_came_with_another_body_is_no_wait_even_after_an_attempt_in_doubt(status):
+    got = verdict(reply(status, error("idempotency_key_reused")), doubted=True)
+    assert (type(got), got.state, got.billed, got.error) == (Fail, "refused", "no", "key_reused")
+    assert "--namespace" in got.message
+
+
+def test_a_doubt_changes_nothing_but_conflicts():
+    for status, body, headers, kind, billed, word in FAILURES:
+        if status != 409:
+            got = verdict(reply(status, body, headers), doubted=True)
+            assert (type(got), got.billed, got.error) == (kind, billed, word)
+
+
+# --- what the server has said before
+
+REPLAYED = {"idempotent-replayed": "true"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("idempotent-replayed", "idempotency-replayed", "x-idempotent-replay", "x-idempotency-key-replayed"),
+        *("replayed-idempotently", "x-gateway-idempotent-replayed"),
+    ],
+)
+@pytest.mark.parametrize("value", ["true", "True", " TRUE ", "1", "yes"])
+def test_a_reply_says_by_its_header_that_it_was_given_before(name, value):
+    assert is_replayed(reply(200, b"", {"date": "x", name: value}))
+    assert is_replayed(reply(500, b"", {name: value, "x-request-id": "r"}))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        *({"idempotent-replayed": value} for value in ("", " ", "false", "0", "no", "2", "truely", "null")),
+        *({name: "true"} for name in ("idempotency-key", "replayed", "x-replay", "idempotent", "x-cache")),
+        {"idempotency-key": "true", "x-replayed": "true"},
+        {"x-note": "idempotent-replayed: true"},
+    ],
+)
+def test_what_is_no_such_mark_says_nothing(headers):
+    assert not is_replayed(reply(200, b"", headers))
+
+
+def test_an_answer_says_whether_it_was_given_before():
+    body = orjson.dumps(ANSWERS[CHAT])
+    assert verdict(reply(200, body, REPLAYED)).replayed
+    assert not verdict(reply(200, body)).replayed
+    assert verdict(reply(200, body, REPLAYED)).answers == (body,)
+
+
+SAID_AGAIN = [each for each in FAILURES if each[0] >= 300]
+
+
+@pytest.mark.parametrize(("status", "body", "headers", "kind", "billed", "word"), SAID_AGAIN)
+def test_a_failure_that_is_only_said_again_goes_again_with_another_key_whatever_it_means(
+    status, body, headers, kind, billed, word
+):
+    landed = reply(status, body, {"x-request-id": "r-1", **headers, **REPLAYED})
+    for standing in (Standing(), DOWN, Standing(holds=3, probe=True), Standing(found=False)):
+        got = verdict(landed, standing=standing, chance=0.5)
+        assert (type(got), got.charged, got.replayed) == (Again, True, True)
+        assert (got.billed, got.error, got.status, got.request_id) == (billed, word, status, "r-1")
+        assert NOW + 0.25 <= got.due <= NOW + 3
+    got = verdict(landed, charged=2, policy=Policy(max_attempts=3))
+    assert (type(got), got.state, got.replayed, got.error) == (Fail, "exhausted", True, word)
+    assert got.message.startswith("3 attempts, the last: ")
+
+
+@pytest.mark.parametrize(("status", "body", "headers", "kind", "billed", "word"), SAID_AGAIN)
+def test_at_most_once_a_failure_that_is_only_said_again_is_in_doubt_if_it_may_have_been_billed(
+    status, body, headers, kind, billed, word
+):
+    got = verdict(reply(status, body, {**headers, **REPLAYED}), policy=ONCE)
+    if billed == "maybe":
+        assert (type(got), got.state, got.error) == (Fail, "in_doubt", word)
+    else:
+        assert (type(got), got.replayed, got.error) == (Again, True, word)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", error("server_error"), error("insufficient_quota")])
+def test_a_damaged_answer_that_comes_again_keeps_its_key(body):
+    first, again = verdict(reply(200, body)), verdict(reply(200, body, REPLAYED))
+    assert first == again
+    assert not getattr(again, "replayed", False)
 
 
 # --- the endpoint as a whole
@@ -787,7 +944,9 @@ def broken(draw):
 
 bodies = st.binary(max_size=60) | shaped.map(lambda value: json.dumps(value).encode()) | broken()
 headers = st.dictionaries(
-    st.sampled_from(["retry-after", "retry-after-ms", "date", "location", "x-request-id", "x-should-retry"]),
+    st.sampled_from(
+        ["retry-after", "retry-after-ms", "date", "location", "x-request-id", "x-should-retry", *REPLAYED]
+    ),
     st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=12)
     | st.sampled_from(["Wed, 21 Oct 2015 07:28:00 GMT", "1e308", "-0", "nan", "12", "true", "false"])
     | st.floats().map(str),
@@ -814,10 +973,15 @@ statuses = st.sampled_from([200, 400, 401, 429, 500, 503]) | st.integers(0, 1000
         suspect=st.booleans(),
     ),
     st.integers(0, 2),
+    st.integers(0, 30),
+    st.booleans(),
 )
-@example(CHAT, 429, b"", {"retry-after": "1, 1 1 1 1"}, 0.5, Policy(), Standing(), 0)
-def test_anything_has_a_verdict(path, status, body, headers, chance, policy, standing, charged):
-    got = verdict(reply(status, body, headers), path, charged, chance, policy, standing)
+@example(CHAT, 429, b"", {"retry-after": "1, 1 1 1 1"}, 0.5, Policy(), Standing(), 0, 0, False)
+def test_anything_has_a_verdict(
+    path, status, body, headers, chance, policy, standing, charged, free, doubted
+):
+    landed = reply(status, body, headers)
+    got = verdict(landed, path, charged, chance, policy, standing, free=free, doubted=doubted)
     assert got.billed in ("no", "maybe", "yes")
     assert got.status == status
     if isinstance(got, Done):
@@ -833,6 +997,9 @@ def test_anything_has_a_verdict(path, status, body, headers, chance, policy, sta
         assert got.body is None or (json.loads(got.body.decode()), b"\n" in got.body)[1] is False
     else:
         assert got.billed == "no" or not policy.at_most_once
+    if is_replayed(landed) and status >= 300:
+        assert isinstance(got, Again | Fail)
+        assert got.replayed
     if isinstance(got, Again | Hold):
         until = got.due if isinstance(got, Again) else got.until
         assert NOW <= until <= NOW + 86_400 * 1.1

@@ -115,4 +115,7 @@ def _bill(summary: Summary) -> str:
         return settled
     most = summary.in_doubt_cost_usd_max
     more = "an amount without a bound" if most is None else f"at most ${most}"
+    if summary.past_key_ttl:
+        past = f"{summary.past_key_ttl:,} of them for longer than --key-ttl: their keys no longer cover them"
+        return f"{settled}, and {more} more for {doubts:,} attempts in doubt, {past}"
     return f"{settled}, and {more} more for {doubts:,} attempts in doubt"

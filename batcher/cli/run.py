@@ -136,6 +136,15 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--retry-failed", is_flag=True, help="Run the rows again that the server refused.")
 @click.option("--retry-in-doubt", is_flag=True, help="Run the rows again that ended in doubt.")
 @click.option(
+    "--key-ttl",
+    "key_ttl_s",
+    callback=_seconds,
+    metavar="SECONDS",
+    default="24h",
+    show_default=True,
+    help="How long the server remembers an idempotency key: the bill says which attempts in doubt are older.",
+)
+@click.option(
     "--max-failures",
     callback=_max_failures,
     metavar="N|P%",

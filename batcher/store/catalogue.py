@@ -1,6 +1,7 @@
 """The named statements of `queries.sql`."""
 
 import re
+import sqlite3
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -8,7 +9,9 @@ from typing import Final
 #: Marks a SQLite file as ours: "btcr" (`PRAGMA application_id`).
 APPLICATION_ID: Final = 0x62746372
 #: The version of `schema.sql` (`PRAGMA user_version`).
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+#: The oldest version that `upgrade.sql` brings up to it.
+OLDEST_VERSION: Final = 2
 
 #: One statement takes so many values at most: SQLite's own bound is 32,766 since 3.32.
 MAX_VALUES: Final = 30_000
@@ -16,9 +19,18 @@ MAX_VALUES: Final = 30_000
 _NAME = re.compile(r"^-- name: (\w+)\n((?:--.*\n)+)", re.MULTILINE)
 
 
-def schema() -> str:
-    """Return the statements that make a store."""
-    return files("batcher.store").joinpath("schema.sql").read_text("utf-8")
+def script(name: str) -> list[str]:
+    """Return the statements of `schema`, which make a store, or of `upgrade`, which bring one up to date.
+
+    One by one: `executescript` would end the transaction that makes them all or nothing.
+    """
+    text = files("batcher.store").joinpath(f"{name}.sql").read_text("utf-8")
+    statements, start = [], 0
+    for end, character in enumerate(text, 1):
+        if character == ";" and sqlite3.complete_statement(text[start:end]):
+            statements.append(text[start:end])
+            start = end
+    return statements
 
 
 @cache

@@ -75,8 +75,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 -- What became of claims.
 INSERT INTO settlements (
   attempt, billed, sent_at, ended_at, status, error, request_id,
-  prompt_tokens, cached_tokens, completion_tokens, cost_pico_usd
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+  prompt_tokens, cached_tokens, completion_tokens, cost_pico_usd, replayed
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_outcomes
 -- How rows ended: before they count as ended.
@@ -91,14 +91,22 @@ FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
 WHERE settlements.attempt IS NULL;
 
 -- name: doubted_rows
--- At-most-once: every row still pending of which an attempt may have been billed is not sent again.
+-- Every row without an answer of which an attempt may have been billed: at-most-once, it is not sent again.
 SELECT DISTINCT rows.id
 FROM settlements
 JOIN attempts ON attempts.id = settlements.attempt
 JOIN json_each(attempts.rows) AS packed
 JOIN rows ON rows.id = packed.value
-WHERE settlements.billed = 'maybe'
-  AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id);
+WHERE settlements.billed = 'maybe' AND attempts.key NOT IN (SELECT key FROM told_again)
+  AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id AND outcomes.state = 'done');
+
+-- name: spent_keys
+-- The rows of which a key has brought a failure again, and how many keys of theirs have: they need another.
+SELECT packed.value, count(DISTINCT attempts.key)
+FROM settlements
+JOIN attempts ON attempts.id = settlements.attempt
+JOIN json_each(attempts.rows) AS packed
+WHERE settlements.replayed = 1 AND settlements.error IS NOT NULL GROUP BY packed.value;
 
 -- name: sent_since
 -- What was sent, or may have been, since this time, in slots of so many seconds: the rate limits of a new
@@ -114,6 +122,14 @@ WITH sent AS (
 SELECT model, max(at) AS latest, count(*), sum(tokens), sum(used)
 FROM sent WHERE at >= ? GROUP BY model, CAST(at / ? AS INTEGER) ORDER BY latest;
 
+-- name: see_version_2
+-- Let a reader see a store of version 2, in which nothing was marked, as one of this version.
+CREATE TEMP VIEW settlements AS SELECT *, 0 AS replayed FROM main.settlements;
+
+-- name: see_told_again
+-- The view that such a store lacks.
+CREATE TEMP VIEW told_again AS SELECT NULL AS key WHERE FALSE;
+
 -- name: count_rows
 -- How many rows of the file ended how: their state, and the error's code or why the answer ended early.
 SELECT outcomes.state, coalesce(outcomes.code, outcomes.finish), count(*)
@@ -121,39 +137,66 @@ FROM rows JOIN outcomes ON outcomes.row = rows.id
 WHERE rows.seq IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 2;
 
 -- name: bill
--- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been.
+-- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been. Where the
+-- server has said again what it did under a key, and what that cost, its other attempts add nothing.
+WITH marked AS (
+  SELECT attempts.model, attempts.worst_cost_pico_usd, settlements.*,
+    (billed IS NULL OR billed = 'maybe') AND attempts.key NOT IN (SELECT key FROM told_again) AS doubt
+  FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
+)
 SELECT
-  attempts.model,
-  sum(settlements.attempt IS NULL OR sent_at IS NOT NULL OR error = 'crashed') AS requests,
+  model,
+  sum(attempt IS NULL OR sent_at IS NOT NULL OR error = 'crashed') AS requests,
   sum(billed = 'yes') AS answered,
   sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens),
   sum(cost_pico_usd), sum(billed = 'yes' AND cost_pico_usd IS NULL),
-  coalesce(sum(billed IS NULL OR billed = 'maybe'), 0),
-  coalesce(sum(CASE WHEN billed IS NULL OR billed = 'maybe' THEN worst_cost_pico_usd END), 0),
-  coalesce(sum((billed IS NULL OR billed = 'maybe') AND worst_cost_pico_usd IS NULL), 0)
-FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
-GROUP BY attempts.model ORDER BY attempts.model;
+  sum(doubt),
+  coalesce(sum(CASE WHEN doubt THEN worst_cost_pico_usd END), 0),
+  sum(doubt AND worst_cost_pico_usd IS NULL)
+FROM marked GROUP BY model ORDER BY model;
+
+-- name: past_key_ttl
+-- Attempts in doubt that their key covers no longer: sent again, or not yet, after this many seconds.
+WITH doubts AS MATERIALIZED (
+  SELECT attempts.id, attempts.key, coalesce(settlements.sent_at, attempts.claimed_at) AS at
+  FROM settlements JOIN attempts ON attempts.id = settlements.attempt
+  WHERE settlements.billed = 'maybe' AND attempts.key NOT IN (SELECT key FROM told_again)
+), tries AS MATERIALIZED (
+  SELECT attempts.id, attempts.key, attempts.claimed_at FROM attempts
+  WHERE attempts.key IN (SELECT key FROM doubts)
+)
+SELECT count(*) FROM doubts
+WHERE coalesce(
+  (SELECT min(claimed_at) FROM tries WHERE tries.key = doubts.key AND tries.id > doubts.id), ?
+) > at + ?;
 
 -- name: results
--- The answers, in the order of the file.
+-- The answers on these lines, in the order of the file.
 SELECT rows.key, rows.custom_id, outcomes.status, outcomes.request_id, outcomes.body
 FROM rows JOIN outcomes ON outcomes.row = rows.id
-WHERE rows.seq IS NOT NULL AND outcomes.state = 'done' ORDER BY rows.seq;
+WHERE rows.seq BETWEEN ? AND ? AND outcomes.state = 'done' ORDER BY rows.seq;
 
 -- name: errors
--- The rows that ended without an answer, in the order of the file.
+-- The rows on these lines that ended without an answer, in the order of the file.
 SELECT rows.key, rows.custom_id, outcomes.status, outcomes.request_id, outcomes.body,
   outcomes.code, outcomes.message, outcomes.line, outcomes.state
 FROM rows JOIN outcomes ON outcomes.row = rows.id
-WHERE rows.seq IS NOT NULL AND outcomes.state <> 'done' ORDER BY rows.seq;
+WHERE rows.seq BETWEEN ? AND ? AND outcomes.state <> 'done' ORDER BY rows.seq;
 
 -- name: attempts_log
--- Every attempt, in the order of the claims.
-SELECT attempts.id, attempts.key, attempts.number, attempts.model, attempts.claimed_at,
-  settlements.sent_at, settlements.ended_at, coalesce(settlements.billed, 'maybe'), settlements.status,
-  settlements.error, settlements.request_id, settlements.prompt_tokens, settlements.cached_tokens,
-  settlements.completion_tokens, settlements.cost_pico_usd
-FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id ORDER BY attempts.id;
+-- The attempts with these numbers, in the order of the claims, with the names of its rows.
+SELECT attempts.id, attempts.key,
+  (SELECT json_group_array(rows.custom_id) FROM json_each(attempts.rows) JOIN rows ON rows.id = value),
+  attempts.number, attempts.model, attempts.claimed_at, settlements.sent_at, settlements.ended_at,
+  CASE
+    WHEN coalesce(billed, 'maybe') <> 'maybe' THEN billed
+    WHEN attempts.key IN (SELECT key FROM told_again) THEN 'replayed'
+    ELSE 'maybe'
+  END,
+  settlements.status, settlements.error, settlements.request_id, settlements.prompt_tokens,
+  settlements.cached_tokens, settlements.completion_tokens, settlements.cost_pico_usd
+FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
+WHERE attempts.id BETWEEN ? AND ? ORDER BY attempts.id;
 
 -- name: seen_schema
 -- A scratch database: the names and bodies that this pass over the job file has met.
@@ -175,3 +218,61 @@ SELECT custom_id, seq FROM names WHERE custom_id IN (?);
 -- Count one more occurrence of this body.
 INSERT INTO bodies (digest, times) VALUES (?, 1)
 ON CONFLICT (digest) DO UPDATE SET times = times + 1 RETURNING times;
+
+-- name: orphaned_rows
+-- The rows that `settle_orphans` would leave in doubt: to read what it reads, before anything is written.
+SELECT packed.value, outcomes.row
+FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
+JOIN json_each(attempts.rows) AS packed
+JOIN rows ON rows.id = packed.value LEFT JOIN outcomes ON outcomes.row = rows.id
+WHERE settlements.attempt IS NULL;
+
+-- name: last_line
+-- The last line of the file that a row is on: how far its results and errors go.
+SELECT coalesce(max(seq), 0) FROM rows;
+
+-- name: last_attempt
+-- The newest attempt: how far the log of them goes.
+SELECT coalesce(max(id), 0) FROM attempts;
+
+-- name: check_pages
+-- Whether the file is whole, as SQLite sees it: `ok`, or what is not.
+PRAGMA integrity_check(20);
+
+-- name: check_table
+-- Whether a table's part of it is.
+SELECT integrity_check FROM pragma_integrity_check(?);
+
+-- name: check_references
+-- Rows of a table that refer to what there is not: the table, the row, what it refers to.
+PRAGMA foreign_key_check;
+
+-- name: check_answers
+-- Rows that count as done, but not by an attempt that was answered: how many, and the name of one.
+SELECT count(*), min(rows.custom_id)
+FROM outcomes
+LEFT JOIN settlements ON settlements.attempt = outcomes.attempt
+LEFT JOIN rows ON rows.id = outcomes.row
+WHERE outcomes.state = 'done' AND (settlements.billed IS NOT 'yes' OR settlements.error IS NOT NULL);
+
+-- name: check_packs
+-- Attempts of rows that there are not, or of none: how many, and one of them.
+SELECT count(*), min(id) FROM attempts
+WHERE CASE
+  WHEN NOT json_valid(attempts.rows) THEN TRUE
+  ELSE json_array_length(attempts.rows) = 0 OR EXISTS (
+    SELECT 1 FROM json_each(attempts.rows) AS packed LEFT JOIN rows ON rows.id = packed.value
+    WHERE rows.id IS NULL
+  )
+END;
+
+-- name: check_ends
+-- Rows that ended by an attempt of other rows: how many, and the name of one.
+SELECT count(*), min(rows.custom_id)
+FROM outcomes
+JOIN attempts ON attempts.id = outcomes.attempt
+LEFT JOIN rows ON rows.id = outcomes.row
+WHERE CASE
+  WHEN NOT json_valid(attempts.rows) THEN TRUE
+  ELSE outcomes.row NOT IN (SELECT value FROM json_each(attempts.rows))
+END;

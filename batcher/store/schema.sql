@@ -41,9 +41,19 @@ CREATE TABLE settlements (
   cached_tokens     INTEGER NOT NULL DEFAULT 0 CHECK (cached_tokens BETWEEN 0 AND prompt_tokens),
   completion_tokens INTEGER NOT NULL DEFAULT 0 CHECK (completion_tokens >= 0),
   cost_pico_usd     INTEGER CHECK (cost_pico_usd >= 0),  -- NULL: the price is unknown
+  replayed          INTEGER NOT NULL DEFAULT 0 CHECK (replayed IN (0, 1)),  -- 1: the server said it again
   CHECK (error IS NOT NULL OR (billed = 'yes' AND status IS NOT NULL)),
   CHECK (billed = 'yes' OR cost_pico_usd IS 0)
 ) STRICT;
+
+-- Few are either, and a run begins by looking for them.
+CREATE INDEX settlements_in_doubt ON settlements (attempt) WHERE billed = 'maybe';
+CREATE INDEX settlements_replayed ON settlements (attempt) WHERE replayed = 1;
+
+-- Keys under which the server has said again what it did, and what that cost: their other attempts add nothing.
+CREATE VIEW told_again AS
+  SELECT attempts.key FROM settlements JOIN attempts ON attempts.id = settlements.attempt
+  WHERE settlements.replayed = 1 AND settlements.billed <> 'maybe';
 
 CREATE TABLE outcomes (
   row        INTEGER PRIMARY KEY REFERENCES rows (id),

@@ -9,7 +9,7 @@ import pytest
 KEYS = [
     *("rows", "succeeded", "failed", "in_doubt", "pending", "already_done", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "cost_usd", "in_doubt_cost_usd_max", "elapsed_s", "stopped"),
-    *("by_model", "by_error", "truncated", "filtered"),
+    *("by_model", "by_error", "truncated", "filtered", "past_key_ttl"),
 ]
 SECRET = "sk-distinctive-4711"
 
@@ -174,6 +174,22 @@ def test_status_is_what_the_run_said(run, batcher, write, reviews):
     assert "rows      20: 20 succeeded" in batcher("status", job).out
 
 
+def test_the_bill_says_what_its_key_covers_no_longer(batcher, serve, write, reviews, tmp_path):
+    job = write(reviews(5))
+    (tmp_path / "faults.jsonl").write_text('{"fault": "reset-after", "after": 2, "count": 1}\n')
+    with serve("--idempotency", "ignore", "--faults", str(tmp_path / "faults.jsonl")) as server:
+        ended = batcher("run", job, "--base-url", server.base_url, "--key-ttl", "0", "--json")
+    assert (ended.code, ended.json["past_key_ttl"]) == (0, 1)
+    past = (
+        "more for 1 attempts in doubt, 1 of them for longer than --key-ttl: their keys no longer cover them"
+    )
+    assert ended.err.count(past) == 1
+    for options, says in ((("--key-ttl", "0"), True), ((), False), (("--key-ttl", "1h"), False)):
+        told = batcher("status", job, *options).out
+        assert "more for 1 attempts in doubt" in told
+        assert (past in told) == says
+
+
 def test_status_beside_a_run_knows_what_is_settled(batcher, serve, launch, write, reviews):
     job = write(reviews(60))
     with serve() as fast:
@@ -247,6 +263,8 @@ def test_the_attempts_are_a_log(run, batcher, write, reviews, lines, tmp_path):
     assert [row["attempt"] for row in log] == ["1", "2", "3", "4", "5"]
     assert {(row["billed"], row["status"], row["error"]) for row in log} == {("yes", "200", "")}
     assert sum(int(row["prompt_tokens"]) for row in log) == summary["prompt_tokens"]
+    assert sorted(json.loads(row["custom_ids"])[0] for row in log) == [f"review-{i}" for i in range(5)]
+    assert all(float(row["latency_ms"]) > 0 for row in log)
     assert batcher("export", job, "--attempts", "log.jsonl").code == 0
     assert len(lines(tmp_path / "log.jsonl")) == 5
 

@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from batcher.cli import cli
+from batcher.rules import TABLE
 from batcher.simulator.outcomes import SCRIPTABLE
-from batcher.verdict import TABLE
 from tests.conftest import HANGS_S, Finished, environment, review, simulator
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -30,8 +30,8 @@ PROMPT_USD, COMPLETION_USD = Decimal("0.15e-6"), Decimal("0.60e-6")
 
 def label(rule):
     """Name a line of the table."""
-    words = (str(rule.status), rule.code, rule.asks and "asks", rule.bare and "bare")
-    return " ".join(word for word in words if word)
+    words = (rule.asks and "asks", rule.bare and "bare", rule.doubted and "doubted")
+    return " ".join(word for word in (str(rule.status), rule.code, *words) if word)
 
 
 RULES = {label(rule): rule for rule in TABLE}
@@ -55,7 +55,7 @@ MET = {
     "404": "404",
     "408": "408",
     "409": "409",
-    "key-in-progress": "409",
+    "key-in-progress": "409 idempotency_key_in_progress",
     "413": "413",
     "422": "4xx",
     "429": "429",
@@ -100,9 +100,19 @@ def reply(status, body, lines=b""):
 
 
 _WAIT = b"retry-after-ms: 20\r\n"
+_IN_PROGRESS = ("idempotency_key_in_use", "idempotency_in_progress", "request_in_progress")
+_MISMATCH = (
+    *("idempotency_key_reused", "idempotency_key_mismatch", "idempotency_conflict", "idempotency_mismatch"),
+    "idempotency_error",
+)
 #: The line that no fault of the simulator's meets -> the bytes that do; what goes again unbilled is last.
 RAW = {
     "400 string_above_max_length": reply(400, _ERROR % b"string_above_max_length"),
+    **{
+        f"{status} {code}": reply(status, _ERROR % code.encode())
+        for status in (400, 409, 422)
+        for code in _MISMATCH
+    },
     "503 asks bare": reply(503, _PAGE, _WAIT),
     "503 bare": reply(503, _PAGE),
     "52x": reply(520, _PAGE),
@@ -111,13 +121,16 @@ RAW = {
     "lost": b"SSH-2.0-OpenSSH_9.6\r\n",
     "503 slow_down": reply(503, _ERROR % b"slow_down"),
     "529 asks": reply(529, _ERROR % b"overloaded", _WAIT),
+    **{f"409 {code}": reply(409, _ERROR % code.encode()) for code in _IN_PROGRESS},
 }
+#: The line that only a row meets of which an attempt was lost, and the test below that loses it.
+DOUBTED = "409 doubted"
 #: The lines that a signal makes, and the test below that does.
 STOPPED = ("stopped", "closed")
 
 
 def test_every_line_of_the_table_is_met_here_and_every_fault_meets_one():
-    assert {*MET.values(), *RAW, *STOPPED} == set(RULES)
+    assert {*MET.values(), *RAW, *STOPPED, DOUBTED} == set(RULES)
     assert {*MET, *ANSWERED} == set(SCRIPTABLE)
     assert not set(MET.values()) & set(RAW)
 
@@ -205,8 +218,8 @@ def check_bill(summary, ledger):
     assert Decimal(summary["cost_usd"]) == cost
 
 
-def check_attempt(attempt, rule, status):
-    assert (attempt["error"], attempt["billed"]) == (rule.error, rule.billed)
+def check_attempt(attempt, rule, status, billed=None):
+    assert (attempt["error"], attempt["billed"]) == (rule.error, billed or rule.billed)
     assert attempt["status"] == (status or None)
     assert (attempt["prompt_tokens"], attempt["completion_tokens"]) == (0, 0)
 
@@ -278,7 +291,7 @@ AT_MOST_ONCE = [fault for fault in AGAIN[:-2] if fault != "drip"]
 
 def test_all_that_goes_again_is_met_here():
     elsewhere = {"500-no-retry", "refuse-connections"}
-    goes_again = {fault for fault, name in MET.items() if RULES[name].action in ("again", "hold")}
+    goes_again = {fault for fault, name in MET.items() if RULES[name].action in ("again", "wait", "hold")}
     assert {*AGAIN} == (goes_again | {"400-retry"}) - elsewhere
     assert {RULES[MET[fault]].billed for fault in AGAIN[:16]} == {"maybe"}
     assert {RULES[MET[fault]].billed for fault in AGAIN[16:]} == {"no"}
@@ -311,6 +324,11 @@ def at_most_once(tmp_path_factory):
 # --- what goes again
 
 
+def done_keys(met):
+    """Return the keys of attempts whose work was done before the answer was lost."""
+    return {met.attempt(fault)[0]["key"] for fault in met.faults if SCRIPTABLE[fault].works}
+
+
 def test_a_run_through_all_that_goes_again_succeeds(at_least_once):
     met, summary = at_least_once, at_least_once.ended.json
     assert (met.ended.code, met.ended.err) == (0, "")
@@ -320,13 +338,17 @@ def test_a_run_through_all_that_goes_again_succeeds(at_least_once):
     check_bill(summary, met.ledger)
     doubts = [each for each in met.log if each["billed"] == "maybe"]
     assert summary["by_model"]["gpt-4o-mini"]["in_doubt"] == len(doubts) > 0
+    # What was done and then lost is answered with the same again: that leaves no doubt.
+    assert not done_keys(met) & {each["key"] for each in doubts}
     assert [each["billed"] for each in met.log[1 : 2 * len(AGAIN) : 2]] == ["yes"] * len(AGAIN)
 
 
 @pytest.mark.parametrize("fault", AGAIN)
 def test_what_goes_again_is_answered_later(at_least_once, fault):
     attempt, later = at_least_once.attempt(fault)
-    check_attempt(attempt, rule_of(fault, CHAT), status_of(fault))
+    rule = rule_of(fault, CHAT)
+    settled = rule.billed == "maybe" and attempt["key"] in done_keys(at_least_once)
+    check_attempt(attempt, rule, status_of(fault), "replayed" if settled else rule.billed)
     assert (later[-1]["billed"], later[-1]["status"], later[-1]["error"]) == ("yes", 200, None)
     assert [each["number"] for each in later] == [attempt["number"] + 1 + i for i in range(len(later))]
 
@@ -576,13 +598,13 @@ def test_what_stops_the_job_keeps_what_was_done_and_what_was_not(job, faults):
 
 
 @contextmanager
-def raw_server(replies):
+def raw_server(replies, step=2):
     """Give request number 1 the first of the replies, number 3 the next and so on, and answer the others."""
     message = {"role": "assistant", "content": "fine"}
     usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
     answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
     fine = reply(200, json.dumps(answer).encode())
-    script = {2 * place + 1: what for place, what in enumerate(replies)}
+    script = {step * place + 1: what for place, what in enumerate(replies)}
     number = 0
 
     def talk(connection):
@@ -646,13 +668,39 @@ def test_what_other_servers_do(raw, name):
 
 def test_a_run_through_what_other_servers_do(raw):
     maybe = [name for name in RAW if RULES[name].billed == "maybe"]
+    fails = [name for name in RAW if RULES[name].action == "fail"]
     for mode, met in raw.items():
         summary, lost = met.ended.json, len(maybe) if mode == "at-most-once" else 0
         assert (met.ended.code, met.ended.err) == (1, "")
-        assert (summary["failed"], summary["in_doubt"], summary["pending"]) == (1, lost, 0)
-        assert summary["retries"] == len(RAW) - 1 - lost
+        assert (summary["failed"], summary["in_doubt"], summary["pending"]) == (len(fails), lost, 0)
+        assert summary["retries"] == len(RAW) - len(fails) - lost
         assert summary["by_model"]["gpt-4o-mini"]["in_doubt"] == len(maybe)
         assert summary["prompt_tokens"] == 10 * summary["succeeded"] == 10 * len(met.results)
+
+
+def test_a_conflict_after_a_lost_attempt_is_waited_out_free_of_charge(job):
+    job = job(1)
+    conflict = reply(409, _ERROR % b"conflict", _WAIT)
+    with raw_server([RAW["lost"], *[conflict] * 4], step=1) as base_url:
+        ended = job.run(base_url, "--max-attempts", 2)
+    assert (ended.code, ended.err, ended.json["retries"]) == (0, "", 5)
+    lost, *waits, answered = job.attempts()
+    check_attempt(lost, RULES["lost"], 0)
+    for attempt in waits:
+        check_attempt(attempt, RULES[DOUBTED], 409)
+    assert answered["billed"] == "yes"
+    # This server does not say that it gives the same answer again: it may have made another one.
+    assert ended.json["by_model"]["gpt-4o-mini"]["in_doubt"] == 1
+
+
+def test_a_failure_that_is_only_said_again_is_asked_for_under_another_key(job):
+    job = job(1)
+    failures = [reply(500, _ERROR % b"x"), reply(500, _ERROR % b"x", b"Idempotent-Replayed: true\r\n")]
+    with raw_server(failures, step=1) as base_url:
+        ended = job.run(base_url)
+    assert (ended.code, ended.err, ended.json["retries"]) == (0, "", 2)
+    first, second, third = (each["key"] for each in job.attempts())
+    assert first == second != third
 
 
 def test_an_interrupted_run_says_what_was_sent_and_what_never_left(job):

@@ -17,6 +17,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,8 +118,8 @@ def failed(claimed, state="refused", billed="no"):
     return Settlement(Attempt(claimed.id, billed, 2.0, 1.0, 400, "bad_request"), (outcome,))
 
 
-def again(claimed, billed="maybe", sent_at=1.0):
-    return Settlement(Attempt(claimed.id, billed, 2.0, sent_at, None, "lost"))
+def again(claimed, billed="maybe", sent_at=1.0, replayed=False):
+    return Settlement(Attempt(claimed.id, billed, 2.0, sent_at, None, "lost", replayed=replayed))
 
 
 async def walk(journal, names, group=256, end=True):
@@ -403,9 +404,8 @@ def test_a_pack_is_claimed_with_all_its_rows(driver):
     driver.run(main)
 
 
-@pytest.mark.parametrize("at_most_once", [False, True])
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_was_in_flight_at_a_crash_is_in_doubt(driver, tmp_path, at_most_once, copied):
+def test_what_was_in_flight_at_a_crash_is_in_doubt(driver, tmp_path, copied):
     async def main():
         async with driver.journal() as journal:
             _, rows = await walk(journal, ["a", "b", "c", "d", "e"])
@@ -420,7 +420,7 @@ def test_what_was_in_flight_at_a_crash_is_in_doubt(driver, tmp_path, at_most_onc
         if copied:
             driver.path = tmp_path / "copy" / "job.db"
         driver.clock.advance(50)
-        async with driver.journal(at_most_once=at_most_once) as journal:
+        async with driver.journal() as journal:
             crashed = driver.look(
                 "SELECT attempt, billed, error, ended_at FROM settlements WHERE error = 'crashed'"
             )
@@ -434,7 +434,7 @@ def test_what_was_in_flight_at_a_crash_is_in_doubt(driver, tmp_path, at_most_onc
             assert driver.states() == {"a": "done", "b": None, "c": None, "d": None, "e": None}
             assert fresh == ["b", "c", "d", "e"]
             # lines 2 and 4; whoever asks ends them, since only the job file knows what they ask for
-            assert journal.doubted(list(rows.values())) == ({2, 4} if at_most_once else set())
+            assert journal.doubted(list(rows.values())) == {2, 4}
         bill = reader.read(driver.path).by_model["m"]
         assert (bill.in_doubt, bill.in_doubt_pico_usd_max, bill.requests) == (3, 300, 5)
 
@@ -448,28 +448,52 @@ def test_every_row_of_a_pack_in_flight_is_in_doubt(driver):
             one = request_of(rows["a"])
             pack = Request((rows["a"], rows["c"]), "pack", one.pool, one.model, one.path, one.body, 20, None)
             await journal.claim([Try(pack)])
-        async with driver.journal(at_most_once=True) as journal:
+        async with driver.journal() as journal:
             _, rows = await walk(journal, ["a", "b", "c"])
             assert journal.doubted(list(rows.values())) == {1, 3}
 
     driver.run(main)
 
 
-def test_what_was_cut_off_is_in_doubt_only_under_at_most_once(driver):
+def test_what_was_cut_off_is_in_doubt_wherever_it_is_now(driver):
     async def main():
         async with driver.journal() as journal:
             _, rows = await walk(journal, ["a"])
             await journal.settle([again(each) for each in await claim(journal, rows.values())])
-        for doubted, options in (
-            (set(), {}),
-            ({2}, {"at_most_once": True}),
-            (set(), {"at_most_once": True, "reopen": frozenset({"in_doubt"})}),
-        ):
-            async with driver.journal(**options) as journal:
-                # it is found on whichever line it is now
-                fresh, rows = await walk(journal, ["x", "a"])
-                assert fresh == ["x", "a"]
-                assert journal.doubted(list(rows.values())) == doubted
+        async with driver.journal() as journal:
+            fresh, rows = await walk(journal, ["x", "a"])
+            assert fresh == ["x", "a"]
+            assert journal.doubted(list(rows.values())) == {2}
+
+    driver.run(main)
+
+
+@pytest.mark.parametrize("state", ["exhausted", "refused", "in_doubt"])
+def test_a_row_that_is_tried_again_after_its_end_is_in_doubt_as_before(driver, state):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            cut_off, unsent = await claim(journal, rows.values())
+            await journal.settle([again(cut_off), again(unsent, "no", sent_at=None)])
+            claimed = await claim(journal, rows.values())
+            await journal.settle([failed(each, state) for each in claimed])
+        async with driver.journal(reopen=frozenset({state})) as journal:
+            fresh, rows = await walk(journal, ["a", "b"])
+            assert (fresh, journal.doubted(list(rows.values()))) == (["a", "b"], {1})
+
+    driver.run(main)
+
+
+def test_what_the_server_has_said_again_is_in_doubt_no_longer(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            await journal.settle([again(each) for each in await claim(journal, rows.values())])
+            a, b = await claim(journal, rows.values())
+            await journal.settle([again(a, "no", replayed=True), again(b, "no")])
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            assert journal.doubted(list(rows.values())) == {2}
 
     driver.run(main)
 
@@ -482,11 +506,121 @@ def test_a_row_that_has_ended_is_not_doubted(driver, later):
             await journal.settle([again(each) for each in await claim(journal, rows.values())])
             (claimed,) = await claim(journal, rows.values())
             await journal.settle([done(claimed) if later == "done" else failed(claimed, later)])
-        async with driver.journal(at_most_once=True) as journal:
+        async with driver.journal() as journal:
             fresh, rows = await walk(journal, ["a"])
             assert (fresh, journal.doubted(list(rows.values()))) == ([], set())
 
     driver.run(main)
+
+
+# --- keys that bring only a failure again
+
+
+def request_with(key, *rows):
+    return Request(rows, key, "shared", "m", "/v1/chat/completions", b"{}", 10, None)
+
+
+async def epochs(driver, *names, **options):
+    """Return name -> the epoch that a new run is told."""
+    async with driver.journal(**options) as journal:
+        _, rows = await walk(journal, names)
+        by_line = journal.epochs(list(rows.values()))
+    return {row.custom_id: by_line[row.seq] for row in rows.values() if row.seq in by_line}
+
+
+def test_a_row_whose_key_brought_a_failure_again_needs_another_one(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b", "c"])
+            assert journal.epochs(list(rows.values())) == {}
+            first = await claim(journal, rows.values())
+            await journal.settle([again(each, "no") for each in first])
+            second = await claim(journal, rows.values())
+            await journal.settle([again(second[0], "no", replayed=True), again(second[1], "no")])
+        assert await epochs(driver, "a", "b", "c") == {"a": 1}
+        # on whichever line it is now
+        assert await epochs(driver, "x", "b", None, "a") == {"a": 1}
+
+    driver.run(main)
+
+
+def test_an_epoch_is_how_many_keys_did_so(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            for key in ("one", "one", "two", "one", "three"):
+                (claimed,) = await journal.claim([Try(request_with(key, rows["a"]))])
+                await journal.settle([again(claimed, "maybe", replayed=key != "three")])
+        assert await epochs(driver, "a", "b") == {"a": 2}
+
+    driver.run(main)
+
+
+def test_every_row_of_a_pack_needs_another_key(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b", "c"])
+            (claimed,) = await journal.claim([Try(request_with("pack", rows["a"], rows["c"]))])
+            await journal.settle([again(claimed, "no", replayed=True)])
+        assert await epochs(driver, "a", "b", "c") == {"a": 1, "c": 1}
+
+    driver.run(main)
+
+
+@pytest.mark.parametrize("state", ["refused", "exhausted", "in_doubt"])
+def test_a_row_that_ended_so_needs_another_key_when_it_is_opened_again(driver, state):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            (claimed,) = await claim(journal, [rows["a"]])
+            end = failed(claimed, state)
+            attempt = Attempt(claimed.id, "no", 2.0, 1.0, 500, "server_error", replayed=True)
+            await journal.settle([Settlement(attempt, end.outcomes)])
+        assert await epochs(driver, "a", "b", reopen=frozenset()) == {}
+        assert await epochs(driver, "a", "b", reopen=frozenset({state})) == {"a": 1}
+
+    driver.run(main)
+
+
+def test_an_answer_that_came_again_spends_no_key(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            (claimed,) = await journal.claim([Try(request_with("pack", rows["a"], rows["b"]))])
+            attempt = Attempt(claimed.id, "yes", 2.0, 1.0, 200, replayed=True)
+            outcome = Outcome(rows["a"], "done", claimed.id, 200, None, b"{}")
+            await journal.settle([Settlement(attempt, (outcome,))])
+        assert await epochs(driver, "a", "b") == {}
+
+    driver.run(main)
+
+
+def test_what_the_server_has_said_again_is_on_the_bill_once(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            lost = await claim(journal, rows.values())
+            await journal.settle([again(lost[0])])
+            # the other one is in flight when the process dies
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"])
+            bill = reader.read(driver.path).by_model["m"]
+            assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, 200)
+            claimed = await claim(journal, rows.values())
+            settled = [done(each) for each in claimed]
+            replayed = msgspec.structs.replace(settled[1].attempt, replayed=True)
+            await journal.settle([settled[0], Settlement(replayed, settled[1].outcomes)])
+        bill = reader.read(driver.path).by_model["m"]
+        assert (bill.requests, bill.cost_pico_usd) == (4, 10)
+        assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (1, 100)
+        assert [row[8] for row in reader.rows(driver.path, "attempts_log")] == [
+            *("maybe", "replayed", "yes", "yes")
+        ]
+
+    driver.run(main)
+
+
+# --- numbers
 
 
 def test_numbers_go_on(driver):
@@ -618,6 +752,13 @@ def test_a_store_whose_job_is_missing_is_refused(driver):
 # --- commits
 
 
+def full():
+    """Make the error that SQLite makes when there is no room."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
 class Watched:
     """A connection that notes its statements, and fails at the one that is told."""
 
@@ -637,7 +778,7 @@ class Watched:
     def _note(self, sql):
         self.statements.append(sql.split()[0])
         if len(self.statements) == self._fail_at:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise full()
 
     async def execute(self, sql, parameters=None):
         self._note(sql)
@@ -760,11 +901,8 @@ def test_a_failing_disk_at_any_statement_keeps_what_was_committed_and_no_half_of
     assert total > 30
     for at in range(1, total + 1):
         driver.path = copy_of(before, tmp_path / f"bad{at}")
-        with pytest.raises(StoreError) as caught:
+        with pytest.raises(StoreWriteError, match=r"disk is full.*: see to the disk and run the same"):
             driver.run(lambda at=at: eventful(driver, watching(driver, [], at)))
-        opening = at <= snapshots.opened
-        assert (type(caught.value) is StoreWriteError) != opening, (at, caught.value)
-        assert "disk is full" in str(caught.value)
         assert snapshots.dump() == snapshots.seen[at - 1], at
         # with room on the disk, it goes on
         driver.run(
@@ -792,7 +930,6 @@ class Snapshots:
         self._driver = driver
         self._made = made
         self.seen = []
-        self.opened = 0
 
     async def connect(self, path):
         watched = Watched(await self._driver.connect(path))
@@ -803,8 +940,6 @@ class Snapshots:
     def _note(self, watched, sql):
         self.seen.append(self.dump())
         watched.statements.append(sql.split()[0])
-        if "max(id)" in sql and "FROM attempts" in sql and not self.opened:
-            self.opened = len(watched.statements)
 
     def dump(self):
         return [self._driver.look(f"SELECT * FROM {table}") for table in TABLES]
@@ -858,6 +993,147 @@ def test_even_an_error_that_nobody_foresaw_fails_for_everyone_in_the_group(drive
             assert not made[0].in_transaction
 
     driver.run(main)
+
+
+async def refused(journal, made, verb, *args):
+    """Use a verb whose commit the disk refuses, once."""
+    (db,) = made
+    db._fail_at = len(db.statements) + 2
+    with pytest.raises(StoreWriteError):
+        await verb(*args)
+    assert not db.in_transaction
+
+
+def test_rows_of_a_group_that_failed_go_with_the_next_one(driver):
+    made = []
+
+    async def main():
+        async with driver.journal(connect=watching(driver, made)) as journal:
+            _, rows = await walk(journal, letters(4), end=False)
+            tries = [Try(request_of(row)) for row in rows.values()]
+            await refused(journal, made, journal.claim, tries[:2])
+            assert driver.look("SELECT count(*) FROM rows") == [(0,)]
+            await refused(journal, made, journal.claim, tries[2:])
+            # whoever comes next, and what was refused when it comes again
+            claimed = await journal.claim([tries[3]])
+            assert driver.look("SELECT id, seq, custom_id FROM rows") == [
+                (number, number, f"r{number}") for number in range(1, 5)
+            ]
+            claimed += await journal.claim(tries[:3])
+            await journal.settle([done(each) for each in claimed])
+
+    driver.run(main)
+    assert driver.names() == letters(4)
+    assert driver.look("SELECT count(*) FROM attempts") == [(4,)]
+
+
+@pytest.mark.parametrize("next_verb", ["end_of_file", "reject", "settle", "fresh"])
+def test_rows_of_a_group_that_failed_are_not_lost_whichever_verb_comes_next(driver, next_verb):
+    made = []
+
+    async def main():
+        async with driver.journal(connect=watching(driver, made)) as journal:
+            (old,) = await journal.fresh(file("a"))
+            claimed = await claim(journal, [old])
+            rest = await journal.fresh(file("a", "b", "c")[1:])
+            await refused(journal, made, claim, journal, rest)
+            if next_verb == "end_of_file":
+                await journal.end_of_file(3)
+            elif next_verb == "reject":
+                await journal.reject(
+                    [Outcome(rest[1], "refused", code="invalid_line", message="no", line=b"{")]
+                )
+            elif next_verb == "settle":
+                await journal.settle([done(claimed[0])])
+            else:
+                await journal.fresh(file("a", "b", "c", "d")[3:])
+                await journal.claim([])
+            assert list(driver.states())[:3] == ["a", "b", "c"]
+
+    driver.run(main)
+
+
+def test_what_was_refused_can_be_settled_when_there_is_room_again(driver):
+    made = []
+
+    async def main():
+        async with driver.journal(connect=watching(driver, made)) as journal:
+            _, rows = await walk(journal, ["a", "b"], end=False)
+            claimed = await claim(journal, rows.values())
+            ends = [done(claimed[0]), failed(claimed[1])]
+            for _ in range(3):
+                await refused(journal, made, journal.settle, ends)
+                assert driver.states() == {"a": None, "b": None}
+            assert len(await journal.settle(ends)) == 2
+            assert driver.states() == {"a": "done", "b": "refused"}
+
+    driver.run(main)
+
+
+# --- a file that is no longer there
+
+
+def move(path, folder):
+    """Move a store, with what is beside it."""
+    folder.mkdir(exist_ok=True)
+    for each in path.parent.glob(f"{path.name}*"):
+        if not each.name.endswith(".lock"):
+            each.rename(folder / each.name)
+    return folder / path.name
+
+
+GONE = "was removed, replaced or unmounted while the job ran: put it back"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_committed_to_a_store_that_nobody_will_find_again(driver, tmp_path, replaced):
+    here = driver.path
+
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"], end=False)
+            claimed = await claim(journal, [rows["a"]])
+            driver.path = move(here, tmp_path / "away")
+            if replaced:
+                here.write_bytes(b"something else")
+            for verb in (
+                lambda: claim(journal, [rows["b"]]),
+                lambda: journal.settle([done(claimed[0])]),
+                lambda: journal.end_of_file(2),
+                lambda: journal.set_line_count(2),
+            ):
+                with pytest.raises(StoreWriteError, match=GONE) as caught:
+                    await verb()
+                assert str(here) in str(caught.value)
+        if replaced:
+            assert here.read_bytes() == b"something else"
+        # what was committed is where the file is, and nothing since
+        assert driver.look("SELECT key FROM attempts") == [("key-a",)]
+        assert driver.look("SELECT count(*) FROM settlements") == [(0,)]
+
+    driver.run(main)
+    assert here.exists() == replaced
+
+
+def test_a_store_that_is_put_back_goes_on(driver, tmp_path):
+    here = driver.path
+
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, ["a", "b"], end=False)
+            claimed = await claim(journal, [rows["a"]])
+            away = move(here, tmp_path / "away")
+            for ends in ([done(claimed[0])], []):
+                with pytest.raises(StoreWriteError, match=GONE):
+                    await journal.settle(ends)
+            move(away, here.parent)
+            await journal.settle([done(claimed[0])])
+            await journal.settle([done(each) for each in await claim(journal, [rows["b"]])])
+            await journal.end_of_file(2)
+        assert await finish(driver, ["a", "b"]) == []
+
+    driver.run(main)
+    assert driver.names() == ["a", "b"]
 
 
 # --- against a model

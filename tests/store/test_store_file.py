@@ -12,7 +12,7 @@ import pytest
 
 from batcher.errors import StoreError, StoreLockedError, StoreWriteError
 from batcher.store import file, reader
-from batcher.store.catalogue import APPLICATION_ID, SCHEMA_VERSION
+from batcher.store.catalogue import APPLICATION_ID, OLDEST_VERSION, SCHEMA_VERSION
 from batcher.store.journal import Journal, Opening
 from batcher.testing import VirtualClock, inline_connection, run
 
@@ -55,7 +55,7 @@ def newer(path):
 def older(path):
     file.make(path, "space", URL, 1.0)
     with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+        db.execute(f"PRAGMA user_version = {OLDEST_VERSION - 1}")
 
 
 def truncated_header(path):
@@ -68,7 +68,7 @@ FOREIGN = {
     other_database: "is not a batcher store",
     other_application: "is not a batcher store",
     truncated_header: "is not a batcher store",
-    older: rf"written by an older batcher \(store version {SCHEMA_VERSION - 1}\): name another --store",
+    older: rf"written by an older batcher \(store version {OLDEST_VERSION - 1}\): name another --store",
     newer: rf"written by a newer batcher \(store version {SCHEMA_VERSION + 1}\): upgrade batcher-openai",
 }
 
@@ -166,14 +166,38 @@ def test_a_disk_that_fills_while_the_store_is_made_leaves_none(tmp_path, monkeyp
     open_journal(path)
 
 
-def test_what_is_not_the_disks_fault_is_the_stores(tmp_path):
-    path = tmp_path / "job.db"
-    for error in (PermissionError(13, "Permission denied"), sqlite3.DatabaseError("malformed")):
-        found = file.unusable(path, "can't be made", error)
-        assert (type(found), found.exit_code) == (StoreError, 2)
-    failing = sqlite3.OperationalError("disk I/O error")
-    failing.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
-    assert type(file.unusable(path, "can't be opened", failing)) is StoreWriteError
+def sqlite_error(code, text):
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "advice"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), StoreWriteError, "see to its permissions"),
+        (OSError(errno.EROFS, "Read-only file system"), StoreWriteError, "see to its permissions"),
+        (OSError(errno.EIO, "Input/output error"), StoreWriteError, "see to the disk"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), StoreError, "name another --store"),
+        (OSError(errno.ELOOP, "Too many levels"), StoreError, "name another --store"),
+        (sqlite_error(sqlite3.SQLITE_FULL, "full"), StoreWriteError, "see to the disk"),
+        (sqlite_error(sqlite3.SQLITE_IOERR_WRITE, "disk I/O error"), StoreWriteError, "see to the disk"),
+        (sqlite_error(sqlite3.SQLITE_CANTOPEN, "unable"), StoreWriteError, "see to its permissions"),
+        (sqlite_error(sqlite3.SQLITE_READONLY_DBMOVED, "readonly"), StoreWriteError, "its permissions"),
+        (sqlite_error(sqlite3.SQLITE_BUSY_SNAPSHOT, "locked"), StoreLockedError, "end what else has it open"),
+        (sqlite_error(sqlite3.SQLITE_CORRUPT, "malformed"), StoreWriteError, "the store is damaged: move"),
+        (sqlite_error(sqlite3.SQLITE_ERROR, "no such table: job"), StoreWriteError, "the store is damaged"),
+        (sqlite3.DatabaseError("malformed"), StoreWriteError, "the store is damaged"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_says_what_to_do(tmp_path, error, kind, advice):
+    found = file.unusable(tmp_path / "job.db", "can't be opened", error)
+    assert (type(found), found.exit_code) == (kind, 3 if kind is StoreWriteError else 2)
+    assert str(found).startswith(
+        f"{tmp_path / 'job.db'} can't be opened: {getattr(error, 'strerror', error)}: "
+    )
+    assert advice in str(found)
 
 
 def test_reading_what_does_not_exist_is_refused_and_makes_nothing(tmp_path):
@@ -214,7 +238,7 @@ def test_an_empty_file_becomes_a_store(tmp_path):
 
 def test_a_store_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "job.db"
-    monkeypatch.setattr(file, "schema", lambda: "CREATE TABLE job (id); CREATE TABLE broken (;")
+    monkeypatch.setattr(file, "script", lambda _: ["CREATE TABLE job (id);", "CREATE TABLE broken (;"])
     with pytest.raises(StoreError, match="can't be made"):
         open_journal(path)
     monkeypatch.undo()

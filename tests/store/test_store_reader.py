@@ -28,18 +28,18 @@ def row(number, seq):
     return "INSERT INTO rows VALUES (?, ?, ?, ?)", (number, seq, number.to_bytes(16), f"r{number}")
 
 
-def attempt(number, model="m", worst=100):
+def attempt(number, model="m", worst=100, key="k", claimed_at=1.0):
     return (
-        "INSERT INTO attempts VALUES (?, '[1]', 'k', 1, ?, 1.0, 10, ?)",
-        (number, model, worst),
+        "INSERT INTO attempts VALUES (?, '[1]', ?, 1, ?, ?, 10, ?)",
+        (number, key, model, claimed_at, worst),
     )
 
 
-def settled(number, billed, cost=0, tokens=(0, 0, 0), status=200):
+def settled(number, billed, cost=0, tokens=(0, 0, 0), status=200, replayed=0, sent_at=1.0):
     error = None if billed == "yes" else "lost"
     return (
-        "INSERT INTO settlements VALUES (?, ?, 1.0, 2.0, ?, ?, NULL, ?, ?, ?, ?)",
-        (number, billed, status, error, *tokens, cost),
+        "INSERT INTO settlements VALUES (?, ?, ?, 2.0, ?, ?, NULL, ?, ?, ?, ?, ?)",
+        (number, billed, sent_at, status, error, *tokens, cost, replayed),
     )
 
 
@@ -161,6 +161,135 @@ def test_only_claims_are_a_bill_of_nothing_certain(path):
     assert (bill.requests, bill.answered, bill.prompt_tokens, bill.cost_pico_usd) == (1, 0, 0, 0)
 
 
+# --- what the server has said again
+
+
+def test_a_doubt_whose_key_has_brought_the_same_answer_again_costs_nothing_more(path):
+    write(
+        path,
+        *(attempt(number, key="a") for number in (1, 2, 3)),
+        attempt(4, key="b"),
+        settled(1, "maybe"),
+        settled(2, "maybe"),
+        settled(3, "yes", 50, (10, 4, 2), replayed=1),
+        settled(4, "maybe"),
+    )
+    bill = reader.read(path).by_model["m"]
+    assert (bill.requests, bill.answered, bill.cost_pico_usd) == (4, 1, 50)
+    # the other key has brought nothing yet
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (1, 100)
+    assert [each[8] for each in reader.rows(path, "attempts_log")] == ["replayed", "replayed", "yes", "maybe"]
+
+
+def test_a_failure_that_came_again_settles_the_doubts_of_its_key_unless_it_is_one_itself(path):
+    write(
+        path,
+        attempt(1, key="a"),
+        settled(1, "maybe"),
+        attempt(2, key="a"),
+        settled(2, "no", replayed=1, status=500),
+        attempt(3, key="b"),
+        settled(3, "maybe"),
+        attempt(4, key="b"),
+        settled(4, "maybe", replayed=1, status=504),
+    )
+    bill = reader.read(path).by_model["m"]
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, 200)
+    assert [each[8] for each in reader.rows(path, "attempts_log")] == ["replayed", "no", "maybe", "maybe"]
+
+
+def test_an_answer_that_is_no_replay_leaves_the_doubts_of_its_key(path):
+    write(path, attempt(1), settled(1, "maybe"), attempt(2), settled(2, "yes", 50))
+    assert reader.read(path).by_model["m"].in_doubt == 1
+    assert [each[8] for each in reader.rows(path, "attempts_log")] == ["maybe", "yes"]
+
+
+def test_what_was_in_flight_at_a_crash_is_in_doubt_no_longer_once_its_answer_came_again(path):
+    write(path, attempt(1), attempt(2), settled(2, "yes", 50, replayed=1))
+    bill = reader.read(path).by_model["m"]
+    assert (bill.requests, bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, 0, 0)
+
+
+# --- how long a key covers what is in doubt
+
+TTL_S = 100.0
+
+
+def doubt(number, key, sent_at):
+    return [attempt(number, key=key, claimed_at=sent_at - 1), settled(number, "maybe", sent_at=sent_at)]
+
+
+@pytest.mark.parametrize(("again_at", "count"), [(1000 + TTL_S, 0), (1000 + TTL_S + 1, 1)])
+def test_a_doubt_that_was_sent_again_later_than_its_key_lasts_is_past_it(path, again_at, count):
+    write(path, *doubt(1, "a", 1000.0), attempt(2, key="a", claimed_at=again_at), settled(2, "yes", 5))
+    for wall in (again_at + 1, again_at + 1e6):
+        assert reader.past_key_ttl(path, wall, TTL_S) == count
+
+
+@pytest.mark.parametrize(("wall", "count"), [(1000 + TTL_S, 0), (1000 + TTL_S + 1, 1)])
+def test_a_doubt_that_was_not_sent_again_is_past_it_once_it_is_that_old(path, wall, count):
+    # what was sent under other keys, or before it, is nothing to it
+    write(path, attempt(1, key="a", claimed_at=900.0), settled(1, "no"), *doubt(2, "a", 1000.0))
+    write(path, attempt(3, key="b", claimed_at=1050.0), settled(3, "yes", 5))
+    assert reader.past_key_ttl(path, wall, TTL_S) == count
+
+
+def test_what_was_sent_again_in_time_is_covered_for_good_and_the_next_doubt_begins_anew(path):
+    write(path, *doubt(1, "a", 1000.0), *doubt(2, "a", 1050.0), *doubt(3, "a", 1150.0))
+    # the first two were followed in time: only the last is open
+    assert reader.past_key_ttl(path, 1150.0 + TTL_S, TTL_S) == 0
+    assert reader.past_key_ttl(path, 1150.0 + TTL_S + 1, TTL_S) == 1
+
+
+def test_a_doubt_that_has_no_time_of_leaving_counts_from_its_claim(path):
+    write(path, attempt(1, claimed_at=1000.0), settled(1, "maybe", sent_at=None))
+    assert reader.past_key_ttl(path, 1000.0 + TTL_S, TTL_S) == 0
+    assert reader.past_key_ttl(path, 1000.0 + TTL_S + 1, TTL_S) == 1
+
+
+def test_what_is_certain_or_was_said_again_is_never_past_it(path):
+    write(
+        path,
+        attempt(1, key="a"),
+        settled(1, "yes", 5),
+        attempt(2, key="b"),
+        settled(2, "no"),
+        *doubt(3, "c", 1000.0),
+        attempt(4, key="c", claimed_at=5000.0),
+        settled(4, "yes", 5, replayed=1),
+    )
+    assert reader.past_key_ttl(path, 1e9, TTL_S) == 0
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 499, 500, 501, 1000, 1001])
+def test_attempts_come_in_the_order_of_their_claims_however_many(path, count):
+    write(path, row(1, 1), *(attempt(number) for number in range(1, count + 1)))
+    assert [each[0] for each in reader.rows(path, "attempts_log")] == list(range(1, count + 1))
+
+
+def test_an_attempt_goes_by_the_names_of_its_rows(path):
+    pack = ("INSERT INTO attempts VALUES (2, '[3,1]', 'k', 1, 'm', 1.0, 10, NULL)", ())
+    write(path, row(1, 1), row(2, 2), row(3, 3), attempt(1), pack)
+    assert [each[2] for each in reader.rows(path, "attempts_log")] == ['["r1"]', '["r3","r1"]']
+
+
+def test_a_reader_that_takes_its_time_holds_no_checkpoint_back(path):
+    write(path, *(row(number, number) for number in range(1, 1001)))
+    write(path, *(ended(number, "done") for number in range(1, 1001)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        db.execute("UPDATE job SET pid = 7")
+        rows = reader.rows(path, "results")
+        assert next(rows)[1] == "r1"
+        db.execute("UPDATE job SET pid = 8")
+        # Was it held back, how long is the log, how much of it is in the file?
+        assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        assert len(list(rows)) == 999
+
+
 def test_rows_come_in_the_order_of_the_file_however_many(path):
     count = 1234
     write(
@@ -192,7 +321,7 @@ def test_a_store_without_its_job_is_refused(path):
 
 
 def test_a_store_that_lost_its_tables_is_refused(path):
-    write(path, ("DROP TABLE outcomes", ()))
+    write(path, row(1, 1), ("DROP TABLE outcomes", ()))
     for opener in (reader.read, lambda path: list(reader.rows(path, "results"))):
         with pytest.raises(StoreError, match="can't be read: no such table"):
             opener(path)

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from batcher.store.catalogue import MAX_VALUES, many, queries, query, schema, width
+from batcher.store.catalogue import MAX_VALUES, many, queries, query, script, width
 
 TEXT = files("batcher.store").joinpath("queries.sql").read_text("utf-8")
 
@@ -15,7 +15,8 @@ TEXT = files("batcher.store").joinpath("queries.sql").read_text("utf-8")
 @pytest.fixture
 def db():
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.executescript(schema())
+        for statement in script("schema"):
+            db.execute(statement)
         yield db
 
 
@@ -58,7 +59,7 @@ def test_every_statement_is_used():
         ("insert_rows", 4, "VALUES (?, ?, ?, ?), (?, ?, ?, ?), (?, ?, ?, ?)"),
         ("detach_rows", 1, "WHERE id IN (?, ?, ?)"),
         ("attach_rows", 3, None),
-        ("insert_settlements", 11, None),
+        ("insert_settlements", 12, None),
         ("insert_attempts", 8, None),
         ("insert_outcomes", 10, None),
     ],
@@ -99,6 +100,7 @@ ANSWER = {
     "cached_tokens": 7,
     "completion_tokens": 3,
     "cost_pico_usd": 5,
+    "replayed": 0,
 }
 FAILURE = {
     **ANSWER,
@@ -145,6 +147,8 @@ LEGAL = [
     ("settlements", FAILURE, {}),
     ("settlements", FAILURE, {"billed": "no"}),
     ("settlements", FAILURE, {"billed": "yes", "cost_pico_usd": 9}),
+    ("settlements", ANSWER, {"replayed": 1}),
+    ("settlements", FAILURE, {"replayed": 1}),
     ("outcomes", DONE, {}),
     ("outcomes", DONE, {"finish": "length"}),
     ("outcomes", DONE, {"finish": "content_filter"}),
@@ -179,6 +183,8 @@ ILLEGAL = [
     ("settlements", FAILURE, {"cost_pico_usd": 5}),  # what is not certain has no certain cost
     ("settlements", FAILURE, {"billed": "no", "cost_pico_usd": 5}),
     ("settlements", FAILURE, {"billed": "no", "cost_pico_usd": None}),
+    ("settlements", ANSWER, {"replayed": 2}),
+    ("settlements", ANSWER, {"replayed": None}),
     ("outcomes", DONE, {"state": "pending"}),
     ("outcomes", DONE, {"code": "c", "message": "m"}),  # an answer has no error
     ("outcomes", DONE, {"attempt": None}),
