@@ -1,7 +1,9 @@
 """The command: one thin module per subcommand, imported only when that subcommand is asked for."""
 
 import importlib
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -15,6 +17,7 @@ COMMANDS = {
     "export": "Write a job's results again, its failed rows as a job, or its attempts as a log.",
     "simulate": "Serve a local OpenAI-compatible API with limits, latency and faults.",
     "demo": "Run the sentiment job on real data against the simulator: no key, no network.",
+    "doctor": "Say whether this machine, key and endpoint are fit for a run.",
 }
 
 
@@ -52,6 +55,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command; whatever was wrong with it is one line on standard error, and an exit code."""
+    # Until a run takes the signals, and once it is over, there is nothing to bring to an end.
+    signal.signal(signal.SIGTERM, _end)
     try:
         sys.exit(cli.main(prog_name="batcher", standalone_mode=False))
     except BatcherError as error:
@@ -64,7 +69,11 @@ def main() -> None:
         # A name that is too long, or whatever else the system has against a path.
         _fail(f"{error.filename or 'the command'} can't be used: {error.strerror}: name another", 2)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        _fail("interrupted: run the same command again to go on", 130)
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:
