@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-COMMANDS = ("run", "status", "export", "simulate", "demo")
+COMMANDS = ("run", "status", "export", "simulate", "demo", "doctor")
 OPTIONS = {
     "run": (
         *("--base-url", "--store", "--output", "--errors", "--rpm", "--tpm", "--limit", "--burst"),
@@ -17,15 +17,16 @@ OPTIONS = {
             "--retry-in-doubt",
         ),
         *("--max-failures", "--max-stall", "--grace", "--namespace", "--limit-rows", "--prices", "--json"),
-        "--quiet",
+        *("--key-ttl", "--quiet"),
     ),
-    "status": ("--store", "--json"),
+    "status": ("--store", "--json", "--key-ttl", "--verify"),
     "export": ("--store", "--output", "--errors", "--failed", "--attempts"),
     "simulate": (
         *("--port", "--api-key", "--rpm", "--tpm", "--latency-after", "--fault", "--faults", "--list-faults"),
         *("--quota", "--idempotency"),
     ),
     "demo": ("--dir", "--rpm"),
+    "doctor": ("--base-url", "--probe-idempotency"),
 }
 
 
