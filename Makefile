@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint soak crash clean
 
 demo: .venv/demo
 	$(BIN)/batcher demo
@@ -14,6 +14,12 @@ test: .venv/test lint
 # Some 20 minutes: 20,000 rows against a server that does everything wrong now and then, twice.
 soak: .venv/test
 	$(BIN)/python -m tests.soak
+
+# Some 20 minutes: 20,000 simulated universes, 500 kills of real processes, a disk of every size.
+crash: .venv/test
+	$(BIN)/python -m tests.crash.universes --count 20000
+	$(BIN)/python -m tests.crash.kills --kills 500
+	$(BIN)/python -m tests.crash.full_disk
 
 lint: .venv/test
 	$(BIN)/ruff check .

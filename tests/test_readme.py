@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -14,10 +15,13 @@ from batcher.limits.pool import LOOK_S
 from batcher.limits.window import MINUTE_S, SKEW_S, SLOTS
 from batcher.options import Options
 from batcher.parse import Draft, parse
-from batcher.verdict import TABLE
+from batcher.rules import TABLE
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text("utf-8")
 ROOT = Path(__file__).parent.parent
+OPTION = re.compile(r"`?(--[a-z][a-z-]+)")
+#: A script of the tests, and what follows its name.
+SCRIPT = re.compile(r"python -m (tests[\w.]*)(.*)")
 
 
 def commands() -> list[str]:
@@ -51,8 +55,14 @@ def test_every_option_named_in_the_text_exists_somewhere():
         for param in cli.get_command(context, name).params
         for option in param.opts
     }
-    named = set(re.findall(r"`?(--[a-z][a-z-]+)", README))
+    named = set(OPTION.findall(SCRIPT.sub("", README)))
     assert named <= known | {"--help"}
+
+
+def test_every_script_of_the_tests_has_the_options_that_are_named():
+    for module, rest in SCRIPT.findall(README):
+        text = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+        assert all(f'"{option}"' in text for option in OPTION.findall(rest)), module
 
 
 def test_the_public_names_are_the_ones_listed():
@@ -87,6 +97,7 @@ HAPPENS = {
     ("find", "row"): "the row fails; where nothing is ever found, the job stops",
     ("again", "row"): "the row goes again",
     ("again", "endpoint"): "the row goes again; while nothing is answered, all wait",
+    ("wait", "row"): "the row goes again, free of charge as long as an answer may take",
     ("hold", "pool"): "the pool waits",
     ("hold", "endpoint"): "all wait",
     ("hold", "job"): "nothing: the run is stopping",
@@ -109,18 +120,20 @@ WORDS = {
 
 
 def verdict_table():
-    """Print the table of `verdict.py`; codes that mean the same share a line."""
+    """Print the table of `rules.py`; codes, and statuses, that mean the same share a line."""
     lines = {}
     for rule in TABLE:
         came = WORDS.get(rule.status, str(rule.status))
         came += " with a time to wait" * rule.asks + ", not in the API's form" * rule.bare
+        came += " after an attempt in doubt" * rule.doubted
         rest = (rule.scope, HAPPENS[rule.action, rule.scope], rule.billed, f"`{rule.error}`: {rule.meaning}")
         codes = lines.setdefault((came, rule.code is None, rest), [])
         if rule.code is not None:
             codes.append(f"`{rule.code}`")
     yield "| what came | scope | what happens | billed | error |"
     yield "|---|---|---|---|---|"
-    for (came, _, rest), codes in lines.items():
+    for (codes, rest), same in groupby(lines.items(), lambda line: (line[1], line[0][2])):
+        came = ", ".join(came for (came, *_), _ in same)
         yield f"| {' '.join([came, ', '.join(codes)]).strip()} | {' | '.join(rest)} |"
 
 

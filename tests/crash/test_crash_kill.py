@@ -158,3 +158,18 @@ def test_at_most_once_nothing_is_paid_twice_and_a_person_decides(
     assert (finished.code, finished.json["succeeded"], finished.json["in_doubt"]) == (0, FEWER_ROWS, 0)
     assert [line["custom_id"] for line in lines(tmp_path / "job.results.jsonl")] == list(by_id)
     assert (tmp_path / "job.errors.jsonl").read_bytes() == b""
+
+
+def test_what_a_killed_run_has_sent_counts_in_the_minute_of_the_next(serve, launch, kill, reviews, write):
+    job = write(reviews(60))
+    with serve() as server:
+        # A burst of a whole minute: only the window keeps the second run from sending the rest at once.
+        options = ("run", job, "--base-url", server.base_url, "--rpm", 40, "--burst", "60s", "--json")
+        with launch(*options) as first:
+            server.wait_for(40, first)
+            kill(first)
+        with launch(*options) as second:
+            time.sleep(3)
+            assert second.is_running
+            assert server.requests() == 40
+            kill(second)
