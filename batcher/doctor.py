@@ -15,7 +15,7 @@ import orjson
 
 from batcher.clock import Clock
 from batcher.errors import ConfigurationError, StoreError, one_line
-from batcher.job import World, _check_file_limit
+from batcher.job import World, check_file_limit
 from batcher.limits.pool import SHARED
 from batcher.money.cost import usd_string
 from batcher.money.prices import PriceBook
@@ -134,7 +134,7 @@ def check_version(name: str, found: Sequence[int], oldest: Sequence[int]) -> Che
 def check_files(max_inflight: int) -> Check:
     """Raise the limit of open files as a run would, and say whether that was enough."""
     try:
-        _check_file_limit(max_inflight)
+        check_file_limit(max_inflight)
     except ConfigurationError as error:
         return Check("files", "fail", str(error))
     return Check("files", "ok", f"the system allows enough open files for --max-inflight {max_inflight}")
@@ -262,6 +262,7 @@ class Finding(NamedTuple):
 _TWICE: Final = (
     "at-least-once may pay twice for what is in flight at a crash, --delivery at-most-once never does"
 )
+_IF_AGAIN: Final = f"if it bills again, {_TWICE}"
 
 
 def decide(came: Sequence[Answered | Unanswered]) -> Finding | None:
@@ -276,14 +277,14 @@ def decide(came: Sequence[Answered | Unanswered]) -> Finding | None:
     if isinstance(last, Unanswered):
         state: State = "warn" if last.rule.action in _PASSES else "fail"
         which = "the second" if len(came) == 2 else "the third, under another key,"
-        message = f"can't tell: {which} was not answered as the first: {last.words}; it may be that {_TWICE}"
+        message = f"can't tell: {which} was not answered as the first: {last.words}; {_IF_AGAIN}"
         return Finding("unknown", state, message)
     if len(came) == 1:
         return None
     if len(came) == 2:
         return _compare(first, last)
     if last.body == first.body:
-        message = f"can't tell: the same request gets the same bytes under any key; it may be that {_TWICE}"
+        message = f"can't tell: the same request gets the same bytes under any key; {_IF_AGAIN}"
         return Finding("unknown", "warn", message)
     message = (
         "sent twice under one key, both times the same answer, and another under another key: a row in doubt "

@@ -129,7 +129,7 @@ async def _run_job(
     for path in (paths.output, paths.errors):
         check_writable(path)
     disk = await anyio.to_thread.run_sync(preflight, options.job, paths, options.limit_rows)
-    _check_file_limit(options.max_inflight)
+    check_file_limit(options.max_inflight)
     overrides = None if options.prices is None else read_overrides(options.prices)
     prices = PriceBook(endpoint.base_url, clock.wall(), overrides)
     tally = Tally()
@@ -264,7 +264,12 @@ def _finish(options: Options, ended: Ended, tally: Tally, abandon: Callable[[], 
     return summarise(contents, past_key_ttl, ended.rows, tally, ended.elapsed_s, reason)
 
 
-def _check_file_limit(max_inflight: int) -> None:
+def check_file_limit(max_inflight: int) -> None:
+    """Make sure that so many connections can be open at once; raise the process's own limit if it must be.
+
+    Raises:
+        ConfigurationError: the system allows fewer.
+    """
     needed = max_inflight + _OTHER_FILES
     allowed = raise_file_limit(needed)
     if allowed < needed:

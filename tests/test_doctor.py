@@ -218,7 +218,7 @@ DECISIONS = [
     pytest.param((A, lost()), ("unknown", "warn", "it went away"), id="then nothing"),
     pytest.param(
         (A, error(422, "Used before.", "idempotency_key_reused")),
-        ("unknown", "fail", "HTTP 422: Used before; it may be"),
+        ("unknown", "fail", "HTTP 422: Used before; if it bills again"),
         id="then 422",
     ),
     pytest.param((A, error(401)), ("unknown", "fail", "HTTP 401: No"), id="then 401"),

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from batcher.cli.run import _seconds
+from batcher.cli.run import seconds
 
 
 @click.command()
@@ -20,7 +20,7 @@ from batcher.cli.run import _seconds
 @click.option(
     "--timeout",
     "timeout_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="30",
     show_default=True,

@@ -49,7 +49,7 @@ def _max_failures(_: click.Context, param: click.Parameter, value: str) -> "MaxF
     raise click.BadParameter(message, param=param)
 
 
-def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
+def seconds(_: click.Context, param: click.Parameter, value: str) -> float:
     """Read a time: `90` or `90s`, `30m`, `2h`."""
     unit = _UNITS.get(value[-1:])
     try:
@@ -99,7 +99,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--burst",
     "burst_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="0.25",
     show_default=True,
@@ -120,7 +120,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--timeout",
     "timeout_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="300",
     show_default=True,
@@ -138,7 +138,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--key-ttl",
     "key_ttl_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="24h",
     show_default=True,
@@ -155,7 +155,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--max-stall",
     "max_stall_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="30m",
     show_default=True,
@@ -164,7 +164,7 @@ def _seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--grace",
     "grace_s",
-    callback=_seconds,
+    callback=seconds,
     metavar="SECONDS",
     default="30",
     show_default=True,

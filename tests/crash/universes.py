@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -280,7 +280,7 @@ class Undisturbed:
     steps: int
 
 
-@cache
+@lru_cache(maxsize=1000)
 def undisturbed(lines, delivery):
     """Run a job in peace."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
