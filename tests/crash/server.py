@@ -90,7 +90,9 @@ class Server:
             self._deliver_later(claimed, now + self._some(0.1, 3 * TIMEOUT_S))
             return Lost(True, "timeout", "no reply in time", now, now + TIMEOUT_S)
         if self.honours and self._chance.random() < 0.05:
+            # Whatever the first of the two is told, the second may be worked on.
             self._deliver_later(claimed, now + self._some(0.1, 60))
+            self.cut_off[claimed.request.key] += 1
         takes_s = 2 * TIMEOUT_S if fate == "timeout" else self._some(0.05, 5 if fate == "slow" else 1)
         done_at, (status, headers, body) = self._serve(claimed, now, takes_s, fate)
         if fate == "timeout":
