@@ -35,7 +35,7 @@ class StoreLockedError(StoreError):
 
 
 class StoreWriteError(StoreError):
-    """The store could not be written. What was committed is kept: free the disk and run again."""
+    """The store can't be written or read, or is damaged: do what the message says, and run again."""
 
     exit_code = 3
 

@@ -142,15 +142,16 @@ def check_writable(path: Path) -> None:
     """Make sure, before anything is paid for, that a file can be written here.
 
     Raises:
-        ConfigurationError: the folder is missing or can't be written, or the path is a folder.
+        ConfigurationError: the folder is missing, or the path is a folder.
+        StoreWriteError: the folder can't be written.
     """
     _check_regular(path)
     if not path.parent.is_dir():
         message = f"the folder {path.parent} does not exist: make it, or name another file"
         raise ConfigurationError(message)
     if not os.access(path.parent, os.W_OK):
-        message = f"{path.parent} can't be written: name a file elsewhere"
-        raise ConfigurationError(message)
+        message = f"{path.parent} can't be written: make it writable, or name a file elsewhere"
+        raise StoreWriteError(message)
 
 
 def _check_regular(path: Path) -> None:

@@ -312,6 +312,6 @@ def test_a_path_that_can_not_be_written_is_refused_beforehand(tmp_path, monkeypa
     with pytest.raises(ConfigurationError, match="does not exist"):
         check_writable(tmp_path / "missing" / "out.jsonl")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ConfigurationError, match="can't be written: name a file elsewhere"):
+    with pytest.raises(StoreWriteError, match="can't be written: make it writable, or name a file elsewhere"):
         check_writable(tmp_path / "new.jsonl")
     assert list(tmp_path.iterdir()) == []

@@ -101,6 +101,8 @@ def has_log(path: Path) -> bool:
     try:
         with log.open("rb") as file:
             header = file.read(32)
+    except FileNotFoundError:
+        return False
     except OSError as error:
         raise unusable(log, "can't be read", error) from error
     order: Literal["big", "little"] = "big" if header[3:4] == b"\x83" else "little"

@@ -1,7 +1,6 @@
 """What is about to be sent, and what became of it, durably: the store as the loop sees it."""
 
 import os
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -66,7 +65,7 @@ class Journal:
                 file.make(path, opening.namespace or clock.token(), opening.base_url, clock.wall())
             await anyio.to_thread.run_sync(file.upgrade, path)
             db = await connect(path)
-        except sqlite3.Error as error:
+        except file.REFUSALS as error:
             lock.release()
             raise file.unusable(path, "can't be opened", error) from error
         except BaseException:
@@ -75,7 +74,7 @@ class Journal:
         journal = cls(db, lock, opening, clock)
         try:
             await journal._begin()
-        except sqlite3.Error as error:
+        except file.REFUSALS as error:
             await journal.close()
             raise file.unusable(path, "can't be opened", error) from error
         except BaseException:

@@ -19,6 +19,12 @@ from batcher.store.catalogue import query
 #: So many lines, or attempts, are looked at in one read.
 _FETCH = 500
 
+#: A store that changes just as it is opened is opened so often at most.
+_MOST_TRIES: Final = 10
+
+#: What can't be done where there is no room for it (TMPDIR).
+_UNCOPIED: Final = "has a log without its index, and can't be copied to a temporary folder to be read"
+
 #: A named query and its values.
 Asked: TypeAlias = tuple[str, Sequence[Any]]
 
@@ -251,8 +257,9 @@ class Reading:
         self._path = path
         self._db: sqlite3.Connection | None = None
         self._copies: tempfile.TemporaryDirectory[str] | None = None
-        #: What the store looked like when it was opened; None where its index says what changes.
-        self._seen: list[tuple[int, ...]] | None = None
+        #: What the store looked like when it was opened, and whether its index says what has changed since.
+        self._looks: list[tuple[int, ...]] = []
+        self._shares_index = False
 
     def __enter__(self) -> Self:
         return self
@@ -262,14 +269,18 @@ class Reading:
 
     def read(self, *asked: Asked) -> list[list[tuple[Any, ...]]]:
         """Return the rows of each query; all of them see the store as it was at one moment."""
+        tries = 0
         while True:
+            tries += 1
             try:
                 found = self._read(asked)
-            except file.REFUSALS as error:
-                if not self._is_outdated():
-                    raise file.unusable(self._path, "can't be read", error) from error
+            except (*file.REFUSALS, OSError) as error:
+                # A run that begins or ends makes and removes the log and its index, one after the other.
+                if tries == _MOST_TRIES or self._looks == self._look():
+                    what = _UNCOPIED if isinstance(error, OSError) else "can't be read"
+                    raise file.unusable(self._path, what, error) from error
             else:
-                if not self._is_outdated():
+                if self._shares_index or self._looks == self._look():
                     return found
             self._close()
 
@@ -284,37 +295,29 @@ class Reading:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
 
-    def _is_outdated(self) -> bool:
-        """Say whether to open the store anew, and read again."""
-        return self._seen is not None and self._seen != self._look()
-
     def _look(self) -> list[tuple[int, ...]]:
         looks: list[tuple[int, ...]] = []
-        for part in (file.beside(self._path, suffix) for suffix in ("", "-wal")):
+        for part in (file.beside(self._path, suffix) for suffix in ("", "-wal", "-shm")):
             with suppress(OSError):
                 found = part.stat()
                 looks.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
         return looks
 
     def _open(self) -> sqlite3.Connection:
-        self._seen = self._look()
+        self._looks, self._shares_index = self._look(), False
         if not file.has_log(self._path):
             return file.connect(self._path, "mode=ro&immutable=1")
         if not file.beside(self._path, "-shm").exists():
             return file.connect(self._copied(), "mode=ro")
-        self._seen = None
+        self._shares_index = True
         return file.connect(self._path, "mode=ro&readonly_shm=1")
 
     def _copied(self) -> Path:
         """Copy the file and its log, as one that nobody else sees."""
-        try:
-            self._copies = tempfile.TemporaryDirectory(prefix="batcher-")
-            copy = Path(self._copies.name, "store.db")
-            for suffix in ("", "-wal"):
-                shutil.copyfile(file.beside(self._path, suffix), f"{copy}{suffix}")
-        except OSError as error:
-            what = f"has a log without its index, and can't be copied to {tempfile.gettempdir()} to be read"
-            raise file.unusable(self._path, what, error) from error
+        self._copies = tempfile.TemporaryDirectory(prefix="batcher-")
+        copy = Path(self._copies.name, "store.db")
+        for suffix in ("", "-wal"):
+            shutil.copyfile(file.beside(self._path, suffix), f"{copy}{suffix}")
         return copy
 
     def _close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 import anyio
 
 from batcher.errors import StoreWriteError
+from batcher.store import file
 from batcher.store.catalogue import MAX_VALUES, many, width
 from batcher.store.connection import Connection
 
@@ -63,7 +64,7 @@ class Writer:
         """Run one statement that reads, and return its rows."""
         try:
             return await self._db.execute_fetchall(sql, values)
-        except sqlite3.Error as error:
+        except file.REFUSALS as error:
             raise self._refused(error) from error
 
     async def close(self) -> None:
@@ -95,7 +96,7 @@ class Writer:
             await self._db.execute("COMMIT", ())
         except Exception as error:
             await self._rollback()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, file.REFUSALS):
                 raise self._refused(error) from error
             raise
 
@@ -113,7 +114,9 @@ class Writer:
                 "put it back and run the same command again"
             )
 
-    def _refused(self, error: sqlite3.Error) -> StoreWriteError:
+    def _refused(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreWriteError:
+        if file.is_damage(error):
+            return file.damaged(self._path, "can't be written", error)
         return StoreWriteError(
             f"{self._path} can't be written: {error}; what was committed is kept: "
             "see to the disk and run the same command again"

@@ -19,7 +19,7 @@ OPTIONS = {
         *("--max-failures", "--max-stall", "--grace", "--namespace", "--limit-rows", "--prices", "--json"),
         *("--key-ttl", "--quiet"),
     ),
-    "status": ("--store", "--json", "--key-ttl", "--verify"),
+    "status": ("--store", "--json", "--key-ttl", "--verify", "--output", "--errors"),
     "export": ("--store", "--output", "--errors", "--failed", "--attempts"),
     "simulate": (
         *("--port", "--api-key", "--rpm", "--tpm", "--latency-after", "--fault", "--faults", "--list-faults"),
