@@ -24,7 +24,7 @@ def test_a_write_that_fails_stops_the_run_and_the_next_one_goes_on(
     rows = reviews(ROWS)
     job = write(rows)
     with serve("--latency-after", "5-20") as server:
-        options = [str(job), "--base-url", server.base_url, "--max-inflight", "50"]
+        options = [str(job), "--base-url", server.base_url, "--max-inflight", "50", "--grace", "1s"]
         command = [sys.executable, "-m", "batcher", "run", *options, "--json", "--quiet"]
         ended = subprocess.run(
             command,
