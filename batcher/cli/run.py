@@ -59,6 +59,18 @@ def seconds(_: click.Context, param: click.Parameter, value: str) -> float:
         raise click.BadParameter(message, param=param) from None
 
 
+#: An option of every command that says what is in doubt.
+key_ttl = click.option(
+    "--key-ttl",
+    "key_ttl_s",
+    callback=seconds,
+    metavar="SECONDS",
+    default="24h",
+    show_default=True,
+    help="How long the server remembers an idempotency key: the bill says which attempts in doubt are older.",
+)
+
+
 @click.command()
 @click.argument("job")
 @click.option("--base-url", metavar="URL", help="The API's address.  [default: OPENAI_BASE_URL, or OpenAI's]")
@@ -135,15 +147,7 @@ def seconds(_: click.Context, param: click.Parameter, value: str) -> float:
 )
 @click.option("--retry-failed", is_flag=True, help="Run the rows again that the server refused.")
 @click.option("--retry-in-doubt", is_flag=True, help="Run the rows again that ended in doubt.")
-@click.option(
-    "--key-ttl",
-    "key_ttl_s",
-    callback=seconds,
-    metavar="SECONDS",
-    default="24h",
-    show_default=True,
-    help="How long the server remembers an idempotency key: the bill says which attempts in doubt are older.",
-)
+@key_ttl
 @click.option(
     "--max-failures",
     callback=_max_failures,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batcher.cli.run import seconds
+from batcher.cli.run import key_ttl
 
 if TYPE_CHECKING:
     from batcher.errors import StoreWriteError
@@ -20,15 +20,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("job")
 @click.option("--store", type=_PATH, help="The job's store.  [default: JOB.db]")
-@click.option(
-    "--key-ttl",
-    "key_ttl_s",
-    callback=seconds,
-    metavar="SECONDS",
-    default="24h",
-    show_default=True,
-    help="How long the server remembers an idempotency key: the bill says which attempts in doubt are older.",
-)
+@key_ttl
 @click.option(
     "--verify", "verifies", is_flag=True, help="Check the store too, and compare the files with it."
 )

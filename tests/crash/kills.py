@@ -9,9 +9,7 @@ has ended. What must hold is laid beside the server's own ledger, and beside the
 disturbed.
 """
 
-import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from multiprocessing import Pool
@@ -27,6 +24,7 @@ from pathlib import Path
 
 from tests.conftest import HANGS_S, environment, review_lines, simulator
 from tests.crash.failing import POINTS, TIMES
+from tests.crash.reports import Report, main, mode
 
 #: What a server may do to a request that another attempt makes good, each to so large a share of them.
 FAULTS = (
@@ -43,23 +41,6 @@ PRICES = '{"gpt-4o-mini": {"input": 1, "output": 4}}'
 KILLS, RUNS = 5, 25
 
 
-@dataclass
-class Report:
-    """What became of one job."""
-
-    seed: int
-    mode: str
-    kills: int = 0
-    points: Counter = field(default_factory=Counter)
-    runs: int = 0
-    rows: int = 0
-    attempts: int = 0
-    in_doubt: int = 0
-    in_doubt_rows: int = 0
-    billed_again: int = 0
-    broken: str = ""
-
-
 class Job:
     """One job, its server, and the commands that are killed over it."""
 
@@ -72,8 +53,8 @@ class Job:
         self.path = folder / "job.jsonl"
         write_job(self.path, self.rows)
         (folder / "prices.json").write_text(PRICES)
+        self.report = Report(seed, mode(self.at_most_once, self.honours))
         delivery = "at-most-once" if self.at_most_once else "at-least-once"
-        self.report = Report(seed, f"{delivery}, keys {'honoured' if self.honours else 'ignored'}")
         self.options = [
             *("--max-inflight", self.chance.choice([5, 20, 60]), "--delivery", delivery, "--timeout", 3),
             *("--max-attempts", 10, "--prices", folder / "prices.json", "--namespace", "kills", "--json"),
@@ -87,16 +68,16 @@ class Job:
 
     def suffer(self, server):
         """Run the command, and kill it, until every row has ended; return its last summary."""
-        while self.report.runs < RUNS:
-            self.report.runs += 1
-            code, summary = self.run(server, kill=self.report.kills < KILLS)
+        while self.report.lives < RUNS:
+            self.report.lives += 1
+            code, summary = self.run(server, kill=self.report.deaths < KILLS)
             if code == -signal.SIGKILL:
-                self.report.kills += 1
+                self.report.deaths += 1
             elif code in (0, 1) and not summary["pending"] and not summary["failed"]:
                 return summary
             elif code not in (0, 1):
                 raise AssertionError(f"exit {code}: {summary}")
-        raise AssertionError(f"not done after {self.report.runs} runs")
+        raise AssertionError(f"not done after {self.report.lives} runs")
 
     def run(self, server, *, kill):
         """Run the command once; return its exit code and what it printed."""
@@ -221,55 +202,17 @@ def torment(seed):
         return job.report
 
 
-def torment_until(kills, processes, first=0):
+def torment_until(kills, first, processes):
     """See jobs through until so many kills have been survived; yield their reports."""
     survived = 0
     with Pool(processes) as pool:
         for report in pool.imap_unordered(torment, range(first, first + kills)):
-            survived += report.kills
+            survived += report.deaths
             yield report
             if survived >= kills:
                 pool.terminate()
                 return
 
 
-def table(reports):
-    """Lay the reports out as the lines of a table, one for each mode."""
-    columns = ("kills", "runs", "rows", "attempts", "in_doubt_rows", "in_doubt", "billed_again")
-    titles = ("kills", "runs", "rows", "attempts", "rows in doubt", "attempts in doubt", "billed again")
-    yield f"| delivery | jobs | {' | '.join(titles)} | broken |"
-    yield "|---" * (len(titles) + 3) + "|"
-    for mode in sorted({each.mode for each in reports}):
-        mine = [each for each in reports if each.mode == mode]
-        sums = [f"{sum(getattr(each, name) for each in mine):,}" for name in columns]
-        yield f"| {mode} | {len(mine):,} | {' | '.join(sums)} | {sum(bool(each.broken) for each in mine)} |"
-    points = sum((each.points for each in reports), Counter())
-    yield "killed " + ", ".join(f"{point}: {count}" for point, count in points.most_common())
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=500, help="how many kills (default: 500)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--seed", type=int, help="only this job")
-    parser.add_argument("--until-broken", action="store_true", help="stop at the first job that is broken")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    given = parser.parse_args()
-    if given.seed is not None:
-        report = torment(given.seed)
-        print(report)
-        sys.exit(bool(report.broken))
-    reports = []
-    for report in torment_until(given.kills, given.processes, given.first):
-        reports.append(report)
-        if report.broken:
-            print(f"seed {report.seed} ({report.mode}): {report.broken[:500]}", flush=True)
-            if given.until_broken:
-                break
-    for line in table(reports):
-        print(line)
-    sys.exit(any(report.broken for report in reports))
-
-
 if __name__ == "__main__":
-    main()
+    main("kills", 500, torment, torment_until)

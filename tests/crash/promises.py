@@ -3,32 +3,15 @@
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
 
 import orjson
 
+from tests.crash.reports import Report
 from tests.crash.server import answer_of, cost
 
 
 class BrokenError(AssertionError):
     """A promise does not hold in this universe."""
-
-
-@dataclass
-class Report:
-    """What a universe came to."""
-
-    seed: int
-    mode: str
-    lives: int = 0
-    deaths: int = 0
-    attempts: int = 0
-    rows: int = 0
-    done: int = 0
-    in_doubt_rows: int = 0
-    in_doubt: int = 0
-    billed_again: int = 0
-    broken: str = ""
 
 
 def check(universe, summary, calm):
@@ -55,7 +38,6 @@ def check(universe, summary, calm):
         deaths=universe.deaths,
         attempts=len(attempts),
         rows=len(ends),
-        done=summary.succeeded,
         in_doubt_rows=summary.in_doubt,
         in_doubt=sum(each.in_doubt for each in summary.by_model.values()),
         billed_again=server.billed_keys.total()

@@ -9,11 +9,9 @@ only time, the network and the thread of SQLite are of `batcher.testing`. A proc
 goes on. Then the same command runs again, until the job is done. What must hold then is in `promises.py`.
 """
 
-import argparse
 import os
 import random
 import sqlite3
-import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -31,7 +29,8 @@ from batcher.request import Lost
 from batcher.retry import MaxFailures
 from batcher.testing import MemoryTransport, VirtualClock, run
 from tests.crash.mortal import Died, Disk, Life, MortalClock, MortalConnection
-from tests.crash.promises import BrokenError, Report, check
+from tests.crash.promises import BrokenError, check
+from tests.crash.reports import Report, main, mode
 from tests.crash.server import MODEL, PRICES, TIMEOUT_S, Server
 
 URL = "http://127.0.0.1:1/v1"
@@ -90,7 +89,7 @@ class Plan:
 
     @property
     def mode(self):
-        return f"{self.delivery}, keys {'honoured' if self.honours else 'ignored'}"
+        return mode(self.delivery == "at-most-once", self.honours)
 
 
 def make_plan(seed, chance):
@@ -329,23 +328,10 @@ def see_through(universe):
         return Report(universe.plan.seed, universe.plan.mode, universe.lives, universe.deaths, broken=broken)
 
 
-def explore_many(seeds, processes):
+def explore_many(count, first, processes):
     """Live through many, on so many cores; yield their reports."""
     with Pool(processes) as pool:
-        yield from pool.imap_unordered(explore, seeds, chunksize=20)
-
-
-def table(reports):
-    """Lay the reports out as the lines of a table, one for each mode."""
-    columns = ("lives", "deaths", "attempts", "rows", "in_doubt_rows", "in_doubt", "billed_again")
-    titles = ("lives", "deaths", "attempts", "rows", "rows in doubt", "attempts in doubt", "billed again")
-    yield f"| delivery | universes | {' | '.join(titles)} | broken |"
-    yield "|---" * (len(titles) + 3) + "|"
-    for mode in sorted({each.mode for each in reports}):
-        mine = [each for each in reports if each.mode == mode]
-        sums = [f"{sum(getattr(each, name) for each in mine):,}" for name in columns]
-        broken = sum(bool(each.broken) for each in mine)
-        yield f"| {mode} | {len(mine):,} | {' | '.join(sums)} | {broken} |"
+        yield from pool.imap_unordered(explore, range(first, first + count), chunksize=20)
 
 
 def tell(life, summary, said, *, disk):
@@ -362,29 +348,5 @@ def tell(life, summary, said, *, disk):
     print(f"life {life.number}: {life.steps} steps, {disk.statements} statements, {end}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=20_000, help="how many universes (default: 20000)")
-    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
-    parser.add_argument("--seed", type=int, help="only this one, told process by process")
-    parser.add_argument("--until-broken", action="store_true", help="stop at the first that is broken")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    given = parser.parse_args()
-    if given.seed is not None:
-        report = explore(given.seed, tell)
-        print(report)
-        sys.exit(bool(report.broken))
-    reports = []
-    for report in explore_many(range(given.first, given.first + given.count), given.processes):
-        reports.append(report)
-        if report.broken:
-            print(f"seed {report.seed} ({report.mode}): {report.broken[:500]}", flush=True)
-            if given.until_broken:
-                break
-    for line in table(reports):
-        print(line)
-    sys.exit(any(report.broken for report in reports))
-
-
 if __name__ == "__main__":
-    main()
+    main("count", 20_000, lambda seed: explore(seed, tell), explore_many)
