@@ -15,7 +15,7 @@ test: .venv/test lint
 soak: .venv/test
 	$(BIN)/python -m tests.soak
 
-# Some 20 minutes: 20,000 simulated universes, 500 kills of real processes, a disk of every size.
+# A quarter of an hour: 20,000 simulated universes, 500 kills of real processes, a disk of every size.
 crash: .venv/test
 	$(BIN)/python -m tests.crash.universes --count 20000
 	$(BIN)/python -m tests.crash.kills --kills 500

@@ -1,6 +1,6 @@
 """Real processes and real kills: the command against the simulator, SIGKILL at any moment, until it is done.
 
-    python -m tests.crash.kills --kills 500      # about 20 minutes on two cores
+    python -m tests.crash.kills --kills 500      # some 8 minutes on two cores
     python -m tests.crash.kills --seed 17        # that job again (but what runs beside it is never the same)
 
 A job is a seed. Its server does everything wrong now and then that time cures, and honours keys or does not;
