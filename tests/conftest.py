@@ -1,5 +1,6 @@
 """The command and the simulator as real processes, and jobs for them."""
 
+import ctypes
 import http.client
 import json
 import os
@@ -32,6 +33,19 @@ _WORDS = (
     *("wonderful", "bad", "dull", "awful", "fine", "funny", "slow", "never", "always", "loved", "hated"),
     *("again", "worth", "time", "money", "and", "but", "with", "without"),
 )
+
+
+# From linux/prctl.h and linux/capability.h.
+_PR_CAPBSET_DROP = 24
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def obey_permissions():
+    """Let what is executed next be refused what a file's mode forbids: root is refused nothing by itself."""
+    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+        if os.geteuid() == 0 and _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "root can't be made to obey permissions")
 
 
 def environment(extra=None):
@@ -160,7 +174,7 @@ def launch(tmp_path):
 
 @pytest.fixture
 def batcher(tmp_path):
-    """Return a function that runs a command in the test's folder to its end."""
+    """Return a function that runs a command in the test's folder to its end, with a user's rights."""
 
     def run(*args, env=None, stdin=""):
         command = [sys.executable, "-m", "batcher", *map(str, args)]
@@ -172,6 +186,7 @@ def batcher(tmp_path):
             env=environment(env),
             cwd=tmp_path,
             timeout=HANGS_S,
+            preexec_fn=obey_permissions,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 

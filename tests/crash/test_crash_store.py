@@ -1,6 +1,5 @@
 """A store after a crash, on a read-only disk, or damaged: what goes on, and what is refused untouched."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -12,42 +11,10 @@ from contextlib import closing, contextmanager
 import pytest
 
 from batcher.store import reader
-from tests.conftest import HANGS_S, Finished, ended, environment, review_lines, simulator
+from tests.conftest import ended, environment, review_lines, simulator
 
 ROWS = 600
 OPTIONS = ("--max-inflight", "50", "--quiet", "--json")
-
-# From linux/prctl.h and linux/capability.h.
-PR_CAPBSET_DROP = 24
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def obey_permissions():
-    """Let what is executed next be refused what a file's mode forbids: root is refused nothing by itself."""
-    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-        if os.geteuid() == 0 and LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "root can't be made to obey permissions")
-
-
-@pytest.fixture
-def humbly(tmp_path):
-    """Return a function that runs a command that obeys permissions, in the test's folder, to its end."""
-
-    def run(*args):
-        done = subprocess.run(
-            [sys.executable, "-m", "batcher", *map(str, args)],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            cwd=tmp_path,
-            timeout=HANGS_S,
-            preexec_fn=obey_permissions,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
-
-    return run
 
 
 @contextmanager
@@ -92,10 +59,10 @@ def left(crash, tmp_path):
 
 
 @pytest.fixture
-def go_on(crash, humbly):
+def go_on(crash, batcher):
     """Return a function that runs the job in a folder again."""
     server = crash[1]
-    return lambda folder, *more: humbly(
+    return lambda folder, *more: batcher(
         "run", folder / "job.jsonl", "--base-url", server.base_url, *OPTIONS, *more
     )
 
@@ -144,7 +111,7 @@ def test_a_run_goes_on_from_a_torn_log_and_pays_for_nothing_twice(crash, go_on, 
 @pytest.mark.parametrize("place", ["a writable folder", "a read-only folder", "a read-only file"])
 @pytest.mark.parametrize("missing", ["nothing", "the index", "the log"])
 def test_what_a_crash_left_is_read_wherever_it_is_and_nothing_of_it_changes(
-    left, humbly, tmp_path, place, missing
+    left, batcher, tmp_path, place, missing
 ):
     store, job = left / "job.db", left / "job.jsonl"
     if missing == "the index":
@@ -156,8 +123,8 @@ def test_what_a_crash_left_is_read_wherever_it_is_and_nothing_of_it_changes(
     done, before = reader.read(store).done, contents(left)
     files = ("--output", tmp_path / "out.jsonl", "--errors", tmp_path / "err.jsonl")
     with read_only(*{"a read-only folder": [left], "a read-only file": [store]}.get(place, [])):
-        exported = humbly("export", job, *files)
-        status = humbly("status", job, "--verify", "--json", *files)
+        exported = batcher("export", job, *files)
+        status = batcher("status", job, "--verify", "--json", *files)
     assert exported.code == 0
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == done > 0
     assert (status.code, status.err) == (0, "")
@@ -178,7 +145,7 @@ def test_a_run_that_begins_while_what_a_crash_left_is_read_is_seen(left, go_on):
 
 
 def test_a_run_that_is_going_on_is_read_beside_it_also_by_who_may_only_read(
-    serve, launch, humbly, write, reviews, tmp_path
+    serve, launch, batcher, write, reviews, tmp_path
 ):
     folder = tmp_path / "live"
     folder.mkdir()
@@ -191,8 +158,8 @@ def test_a_run_that_is_going_on_is_read_beside_it_also_by_who_may_only_read(
         with read_only(folder, *folder.glob("job.db*")):
             done = []
             for name in ("first.jsonl", "second.jsonl"):
-                done.append(humbly("status", job, "--json").json["succeeded"])
-                assert humbly("export", job, "--output", name, "--errors", "errors.jsonl").code == 0
+                done.append(batcher("status", job, "--json").json["succeeded"])
+                assert batcher("export", job, "--output", name, "--errors", "errors.jsonl").code == 0
                 done.append(len((tmp_path / name).read_bytes().splitlines()))
         assert running.is_running
     assert 0 < done[0] < done[-1] < 8000
@@ -228,10 +195,10 @@ def test_a_folder_that_has_no_store_yet_and_can_not_be_written_is_refused(crash,
     assert [path.name for path in folder.iterdir()] == ["job.jsonl"]
 
 
-def test_a_store_that_may_not_be_read_is_told_from_one_that_is_none(left, go_on, humbly):
+def test_a_store_that_may_not_be_read_is_told_from_one_that_is_none(left, go_on, batcher):
     store = left / "job.db"
     store.chmod(0)
-    status = humbly("status", left / "job.jsonl")
+    status = batcher("status", left / "job.jsonl")
     for line in (one_line(go_on(left)), status.err):
         assert f"{store} can't be read: Permission denied: see to its permissions" in line
     assert (status.code, status.out) == (3, "")
@@ -254,7 +221,7 @@ def garble(store):
 
 
 @pytest.mark.parametrize("damage", [cut_in_half, garble])
-def test_a_damaged_store_is_refused_in_one_sentence_and_untouched(left, go_on, humbly, damage):
+def test_a_damaged_store_is_refused_in_one_sentence_and_untouched(left, go_on, batcher, damage):
     store, job = left / "job.db", left / "job.jsonl"
     assert go_on(left).code == 0
     results = (left / "job.results.jsonl").read_bytes()
@@ -267,15 +234,15 @@ def test_a_damaged_store_is_refused_in_one_sentence_and_untouched(left, go_on, h
         ": the store is damaged: move it and job.db-wal away, and restore a copy or begin anew "
         "(batcher status JOB --verify says what is damaged)"
     )
-    status = humbly("status", job, "--verify")
+    status = batcher("status", job, "--verify")
     assert status.code == 3
     assert "is damaged" in status.err
     assert len(status.err.splitlines()) == 1
     assert status.out.startswith(f"verify    {store} is damaged: batcher export {job} saves what can be read")
     assert contents(left) == before
 
-    exported = humbly("export", job, "--output", "again.jsonl", "--errors", "errors.jsonl")
-    log = humbly("export", job, "--attempts", "log.csv")
+    exported = batcher("export", job, "--output", "again.jsonl", "--errors", "errors.jsonl")
+    log = batcher("export", job, "--attempts", "log.csv")
     assert (log.code, "is damaged" in log.err) == (3, True)
     if damage is garble:
         assert exported.code == 0
