@@ -1,7 +1,7 @@
 """What is written down of an attempt and its rows, made of the reply and its verdict. Pure."""
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from batcher.request import (
     REJECTED,
@@ -48,8 +48,11 @@ def too_large(request: Request, limit: str) -> list[Outcome]:
 
 def in_doubt(requests: Sequence[Request]) -> list[Outcome]:
     """Make the ends of rows that were sent by a process that died, and are not sent again."""
-    message = "it was sent, and its answer lost: it may have been billed; to send it again: --retry-in-doubt"
+    message = f"it was sent, and its answer lost: {_DOUBT}"
     return [end for each in requests for end in _unsent(each, "in_doubt", "in_doubt", message)]
+
+
+_DOUBT: Final = "it may have been billed; to send it again: --retry-in-doubt"
 
 
 def answers(settlements: Sequence[Settlement], landed: Sequence[tuple[Claimed, Landed]]) -> int:
@@ -104,6 +107,9 @@ def _unanswered(claimed: Claimed, landed: Landed, verdict: Fail | Again | Hold |
 
 def _failed(claimed: Claimed, fail: Fail) -> tuple[Outcome, ...]:
     request = claimed.request
+    code, message = fail.error, fail.message
+    if fail.state == "in_doubt":
+        code, message = "in_doubt", f"{message}; {_DOUBT}"
     return tuple(
         Outcome(
             row,
@@ -112,8 +118,8 @@ def _failed(claimed: Claimed, fail: Fail) -> tuple[Outcome, ...]:
             fail.status,
             fail.request_id,
             fail.body,
-            fail.error,
-            fail.message,
+            code,
+            message,
             batch_line(request, row),
         )
         for row in request.rows

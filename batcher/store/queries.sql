@@ -97,7 +97,7 @@ FROM settlements
 JOIN attempts ON attempts.id = settlements.attempt
 JOIN json_each(attempts.rows) AS packed
 JOIN rows ON rows.id = packed.value
-WHERE settlements.billed = 'maybe' AND attempts.key NOT IN (SELECT key FROM told_again)
+WHERE settlements.billed = 'maybe' AND attempts.id NOT IN (SELECT attempt FROM told_again)
   AND NOT EXISTS (SELECT 1 FROM outcomes WHERE outcomes.row = rows.id AND outcomes.state = 'done');
 
 -- name: spent_keys
@@ -128,7 +128,7 @@ CREATE TEMP VIEW settlements AS SELECT *, 0 AS replayed FROM main.settlements;
 
 -- name: see_told_again
 -- The view that such a store lacks.
-CREATE TEMP VIEW told_again AS SELECT NULL AS key WHERE FALSE;
+CREATE TEMP VIEW told_again AS SELECT NULL AS attempt WHERE FALSE;
 
 -- name: count_rows
 -- How many rows of the file ended how: their state, and the error's code or why the answer ended early.
@@ -137,11 +137,11 @@ FROM rows JOIN outcomes ON outcomes.row = rows.id
 WHERE rows.seq IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC, 2;
 
 -- name: bill
--- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been. Where the
--- server has said again what it did under a key, and what that cost, its other attempts add nothing.
+-- Per model: what is certain, and what is in doubt, of every attempt that was sent or may have been. What was in
+-- doubt and came again adds nothing more.
 WITH marked AS (
   SELECT attempts.model, attempts.worst_cost_pico_usd, settlements.*,
-    (billed IS NULL OR billed = 'maybe') AND attempts.key NOT IN (SELECT key FROM told_again) AS doubt
+    (billed IS NULL OR billed = 'maybe') AND attempts.id NOT IN (SELECT attempt FROM told_again) AS doubt
   FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
 )
 SELECT
@@ -159,8 +159,8 @@ FROM marked GROUP BY model ORDER BY model;
 -- Attempts in doubt that their key covers no longer: sent again, or not yet, after this many seconds.
 WITH doubts AS MATERIALIZED (
   SELECT attempts.id, attempts.key, coalesce(settlements.sent_at, attempts.claimed_at) AS at
-  FROM settlements JOIN attempts ON attempts.id = settlements.attempt
-  WHERE settlements.billed = 'maybe' AND attempts.key NOT IN (SELECT key FROM told_again)
+  FROM attempts LEFT JOIN settlements ON settlements.attempt = attempts.id
+  WHERE coalesce(settlements.billed, 'maybe') = 'maybe' AND attempts.id NOT IN (SELECT attempt FROM told_again)
 ), tries AS MATERIALIZED (
   SELECT attempts.id, attempts.key, attempts.claimed_at FROM attempts
   WHERE attempts.key IN (SELECT key FROM doubts)
@@ -190,7 +190,7 @@ SELECT attempts.id, attempts.key,
   attempts.number, attempts.model, attempts.claimed_at, settlements.sent_at, settlements.ended_at,
   CASE
     WHEN coalesce(billed, 'maybe') <> 'maybe' THEN billed
-    WHEN attempts.key IN (SELECT key FROM told_again) THEN 'replayed'
+    WHEN attempts.id IN (SELECT attempt FROM told_again) THEN 'replayed'
     ELSE 'maybe'
   END,
   settlements.status, settlements.error, settlements.request_id, settlements.prompt_tokens,

@@ -50,10 +50,16 @@ CREATE TABLE settlements (
 CREATE INDEX settlements_in_doubt ON settlements (attempt) WHERE billed = 'maybe';
 CREATE INDEX settlements_replayed ON settlements (attempt) WHERE replayed = 1;
 
--- Keys under which the server has said again what it did, and what that cost: their other attempts add nothing.
+-- What was in doubt, and came again: the server has said what it did under this key, and what that cost. That is one
+-- attempt of it; another may have been worked on beside it, where the server heeds only keys that have ended.
 CREATE VIEW told_again AS
-  SELECT attempts.key FROM settlements JOIN attempts ON attempts.id = settlements.attempt
-  WHERE settlements.replayed = 1 AND settlements.billed <> 'maybe';
+  SELECT min(doubts.attempt) AS attempt
+  FROM settlements AS doubts JOIN attempts ON attempts.id = doubts.attempt
+  WHERE doubts.billed = 'maybe' AND attempts.key IN (
+    SELECT replays.key FROM settlements JOIN attempts AS replays ON replays.id = settlements.attempt
+    WHERE settlements.replayed = 1 AND settlements.billed <> 'maybe'
+  )
+  GROUP BY attempts.key;
 
 CREATE TABLE outcomes (
   row        INTEGER PRIMARY KEY REFERENCES rows (id),

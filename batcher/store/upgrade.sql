@@ -4,5 +4,10 @@ ALTER TABLE settlements ADD COLUMN replayed INTEGER NOT NULL DEFAULT 0 CHECK (re
 CREATE INDEX settlements_in_doubt ON settlements (attempt) WHERE billed = 'maybe';
 CREATE INDEX settlements_replayed ON settlements (attempt) WHERE replayed = 1;
 CREATE VIEW told_again AS
-  SELECT attempts.key FROM settlements JOIN attempts ON attempts.id = settlements.attempt
-  WHERE settlements.replayed = 1 AND settlements.billed <> 'maybe';
+  SELECT min(doubts.attempt) AS attempt
+  FROM settlements AS doubts JOIN attempts ON attempts.id = doubts.attempt
+  WHERE doubts.billed = 'maybe' AND attempts.key IN (
+    SELECT replays.key FROM settlements JOIN attempts AS replays ON replays.id = settlements.attempt
+    WHERE settlements.replayed = 1 AND settlements.billed <> 'maybe'
+  )
+  GROUP BY attempts.key;

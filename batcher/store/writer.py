@@ -35,7 +35,8 @@ class Writer:
     def __init__(self, db: Connection, path: Path) -> None:
         self._db = db
         self._path = path
-        self._identity = _identity(path)
+        #: Which file it is, and its size in bytes: it never shrinks while a run is going on.
+        self._identity, self._size = _look(path)
         self._lock = anyio.Lock()
         self._waiting = _Group()
 
@@ -107,14 +108,23 @@ class Writer:
                 await self._db.rollback()
 
     def _check_identity(self) -> None:
-        """Refuse to commit to a file that nobody will find again: SQLite would, without a word."""
-        if _identity(self._path) != self._identity:
+        """Refuse to commit to a file that nobody will find again, or read: SQLite would, without a word."""
+        identity, size = _look(self._path)
+        if identity != self._identity:
             raise StoreWriteError(
                 f"{self._path} was removed, replaced or unmounted while the job ran: "
                 "put it back and run the same command again"
             )
+        if size < self._size:
+            raise file.damaged(self._path, "can't be written", "it was cut off while the job ran")
+        self._size = size
 
     def _refused(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreWriteError:
+        if isinstance(error, sqlite3.IntegrityError):
+            return StoreWriteError(
+                f"{self._path} can't be written: {error}: another process has written to it: "
+                "let only one run, and run the same command again"
+            )
         if file.is_damage(error):
             return file.damaged(self._path, "can't be written", error)
         return StoreWriteError(
@@ -123,12 +133,12 @@ class Writer:
         )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _look(path: Path) -> tuple[tuple[int, int] | None, int]:
     try:
         found = os.stat(path)  # noqa: PTH116  runs with every commit
     except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return None, 0
+    return (found.st_dev, found.st_ino), found.st_size
 
 
 class _Group:

@@ -164,7 +164,7 @@ def test_only_claims_are_a_bill_of_nothing_certain(path):
 # --- what the server has said again
 
 
-def test_a_doubt_whose_key_has_brought_the_same_answer_again_costs_nothing_more(path):
+def test_an_answer_that_came_again_settles_one_doubt_of_its_key(path):
     write(
         path,
         *(attempt(number, key="a") for number in (1, 2, 3)),
@@ -176,9 +176,9 @@ def test_a_doubt_whose_key_has_brought_the_same_answer_again_costs_nothing_more(
     )
     bill = reader.read(path).by_model["m"]
     assert (bill.requests, bill.answered, bill.cost_pico_usd) == (4, 1, 50)
-    # the other key has brought nothing yet
-    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (1, 100)
-    assert [each[8] for each in reader.rows(path, "attempts_log")] == ["replayed", "replayed", "yes", "maybe"]
+    # another attempt may have been worked on beside it, and the other key has brought nothing yet
+    assert (bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, 200)
+    assert [each[8] for each in reader.rows(path, "attempts_log")] == ["replayed", "maybe", "yes", "maybe"]
 
 
 def test_a_failure_that_came_again_settles_the_doubts_of_its_key_unless_it_is_one_itself(path):
@@ -205,7 +205,7 @@ def test_an_answer_that_is_no_replay_leaves_the_doubts_of_its_key(path):
 
 
 def test_what_was_in_flight_at_a_crash_is_in_doubt_no_longer_once_its_answer_came_again(path):
-    write(path, attempt(1), attempt(2), settled(2, "yes", 50, replayed=1))
+    write(path, attempt(1), settled(1, "maybe"), attempt(2), settled(2, "yes", 50, replayed=1))
     bill = reader.read(path).by_model["m"]
     assert (bill.requests, bill.in_doubt, bill.in_doubt_pico_usd_max) == (2, 0, 0)
 
