@@ -128,7 +128,7 @@ async def _run_job(
         check_job(options.job)
     for path in (paths.output, paths.errors):
         check_writable(path)
-    disk = await anyio.to_thread.run_sync(preflight, options.job, paths, options.limit_rows)
+    notices = await anyio.to_thread.run_sync(_look_ahead, options, clock.wall())
     check_file_limit(options.max_inflight)
     overrides = None if options.prices is None else read_overrides(options.prices)
     prices = PriceBook(endpoint.base_url, clock.wall(), overrides)
@@ -139,8 +139,7 @@ async def _run_job(
     try:
         transport = world.transport(options, endpoint, clock)
         async with _loop(options, transport, journal, source, prices, tally, clock) as loop:
-            if disk is not None and disk.warning is not None:
-                loop.notices.append(disk.warning)
+            loop.notices.extend(notices)
             signals.stop(loop)
             await _run_watched(loop, tally, watch)
             signals.stop(None)
@@ -154,8 +153,37 @@ async def _run_job(
     finally:
         source.close()
         await journal.close()
-    ended = Ended(rows, stopped, clock.now() - began, clock.wall())
+    ended = Ended(rows, source.ended, stopped, clock.now() - began, clock.wall())
     return await anyio.to_thread.run_sync(_finish, options, ended, tally, lambda: signals.asked)
+
+
+def _look_ahead(options: Options, wall: float) -> list[str]:
+    """Say, before anything is sent, for what there may be no room and what may be paid for again.
+
+    Raises:
+        StoreWriteError: there is no room.
+    """
+    paths = options.paths()
+    disk = preflight(options.job, paths, options.limit_rows)
+    notices = [] if disk is None or disk.warning is None else [disk.warning]
+    if not paths.store.exists():
+        written = [path for path in (paths.output, paths.errors) if path.is_file() and path.stat().st_size]
+        if written:
+            what = f"an earlier run has written {written[0]}, and its store {paths.store} is gone"
+            notices.append(f"{what}: all rows are sent, and paid for, anew")
+    elif options.delivery == "at-least-once" and (past := _past_key_ttl(options, wall)):
+        notices.append(
+            f"{past:,} attempts in doubt are no longer covered by their keys (--key-ttl): rows that are "
+            "sent again may be billed twice; --delivery at-most-once does not send them"
+        )
+    return notices
+
+
+def _past_key_ttl(options: Options, wall: float) -> int:
+    try:
+        return reader.past_key_ttl(options.paths().store, wall, options.key_ttl_s)
+    except StoreError:
+        return 0  # whoever opens it says what is wrong
 
 
 def _opening(options: Options, store: Path, base_url: str) -> Opening:
@@ -236,6 +264,8 @@ class Ended(NamedTuple):
     """How a run has ended."""
 
     rows: int
+    #: Whether the file was read to its end.
+    complete: bool
     stopped: Stop | None
     elapsed_s: float
     #: When: seconds since 1970.
@@ -251,6 +281,8 @@ def _finish(options: Options, ended: Ended, tally: Tally, abandon: Callable[[], 
     except StoreError as error:
         # The disk that stopped the run may be gone altogether.
         raise (error if stopped is None else StoreWriteError(stopped.reason)) from error
+    if stopped == INTERRUPTED and ended.complete and contents.ended >= ended.rows:
+        stopped = None  # it came when all was done
     if stopped is None or contents.ended <= _WRITE_ON_INTERRUPT:
         try:
             write_results(paths.store, paths.output, abandon)

@@ -11,6 +11,7 @@ import batcher as library
 from batcher.job import World, run_job
 from batcher.options import Options
 from batcher.request import Reply
+from batcher.stop import INTERRUPTED
 from batcher.testing import MemoryTransport, VirtualClock, answer, inline_connection
 from batcher.testing import run as run_virtual
 
@@ -157,12 +158,12 @@ def test_a_timeout_around_it_is_the_callers(serve, write, reviews):
     assert library.status(job).pending == 20
 
 
-def in_virtual_time(job, answer=answer, **options):
+def in_virtual_time(job, answer=answer, watch=None, **options):
     """Run a job without a network, a thread or a wait."""
     clock = VirtualClock()
     world = World(clock=clock, connect=inline_connection, transport=lambda *_: MemoryTransport(answer, clock))
     given = Options(job=str(job), base_url="http://localhost/v1", **options)
-    return run_virtual(lambda: run_job(given, {"OPENAI_API_KEY": "key"}, world=world), clock)
+    return run_virtual(lambda: run_job(given, {"OPENAI_API_KEY": "key"}, world=world, watch=watch), clock)
 
 
 def test_a_job_meets_whatever_world_it_is_given(write, reviews, lines, tmp_path):
@@ -180,6 +181,17 @@ def test_how_long_an_answer_may_take_is_how_long_a_key_in_progress_is_waited_for
 
     summary = in_virtual_time(write(reviews(1)), busy, timeout_s=30.0, max_attempts=1)
     assert (summary.by_error, summary.requests) == ({"in_progress": 1}, 8 + 1 + 1)
+
+
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(write, reviews):
+    async def interrupt_at_the_end(loop, _tally):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            loop.stop(INTERRUPTED)
+
+    summary = in_virtual_time(write(reviews(5)), watch=interrupt_at_the_end)
+    assert (summary.exit_code, summary.succeeded, summary.stopped) == (0, 5, None)
 
 
 def test_run_is_a_coroutine_function():

@@ -56,9 +56,12 @@ def print_summary(summary: Summary, paths: Paths, *, as_json: bool, quiet: bool)
         )
         for line in describe(summary):
             click.echo(line, err=True)
-        click.echo(f"results   {paths.output}", err=True)
+        files = [("results", paths.output)]
         if summary.failed or summary.in_doubt:
-            click.echo(f"errors    {paths.errors}", err=True)
+            files.append(("errors", paths.errors))
+        for what, path in files:
+            missing = "" if path.is_file() else " (not written: batcher export)"
+            click.echo(f"{what:<8}  {path}{missing}", err=True)
     if summary.stopped is not None:
         click.echo(f"batcher: stopped: {one_line(summary.stopped)}", err=True)
 

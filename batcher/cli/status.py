@@ -45,7 +45,7 @@ def command(
     line; what it finds is a line each.
 
     \b
-    Exit codes: 0; 1 if --verify found something; 3 if the store can't be read.
+    Exit codes: 0; 1 if --verify found something; 2 no such store; 3 the store can't be read.
     """  # noqa: D301  click takes the backspace for "leave these lines as they are"
     from batcher.errors import ConfigurationError, StoreWriteError
     from batcher.job import status

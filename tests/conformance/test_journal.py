@@ -1207,3 +1207,31 @@ async def live(driver, runs):
             contents = reader.read(driver.path)
             assert contents.ended == sum(name in ended for name in here)
             assert contents.line_count == len(here)
+
+
+def test_a_store_that_is_cut_off_under_it_takes_no_commit(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, letters(3))
+            os.truncate(driver.path, 4096)
+            with pytest.raises(
+                StoreWriteError, match="it was cut off while the job ran: the store is damaged"
+            ):
+                await claim(journal, rows.values())
+
+    driver.run(main)
+
+
+def test_a_store_that_another_process_writes_to_is_not_called_damaged(driver):
+    async def main():
+        async with driver.journal() as journal:
+            _, rows = await walk(journal, letters(3))
+            with closing(sqlite3.connect(driver.path, isolation_level=None)) as other:
+                other.execute(
+                    "INSERT INTO attempts (id, rows, key, number, model, claimed_at, tokens)"
+                    " VALUES (1, '[1]', 'k', 1, 'm', 0, 0)"
+                )
+            with pytest.raises(StoreWriteError, match="another process has written to it: let only one run"):
+                await claim(journal, rows.values())
+
+    driver.run(main)

@@ -173,3 +173,28 @@ def test_what_a_killed_run_has_sent_counts_in_the_minute_of_the_next(serve, laun
             assert second.is_running
             assert server.requests() == 40
             kill(second)
+
+
+def test_what_may_be_paid_for_again_is_told_before_it_is_sent(
+    batcher, serve, launch, kill, reviews, write, tmp_path
+):
+    job = write(reviews(20))
+    with serve("--latency-after", "20000") as slow:
+        options = ("run", job, "--rpm", 60_000, "--base-url")
+        with launch(*options, slow.base_url) as running:
+            slow.wait_for(5, running)
+            kill(running)
+        port = slow.port
+    status = batcher("status", job, "--key-ttl", "0")
+    assert "of them for longer than --key-ttl" in status.out
+    with serve(port=port) as server:
+        told = batcher(*options, server.base_url, "--key-ttl", "0")
+        assert "are no longer covered by their keys (--key-ttl)" in told.err
+        assert "no longer covered" not in batcher(*options, server.base_url).err
+
+        for path in tmp_path.glob("job.db*"):
+            path.unlink()
+        anew = batcher(*options, server.base_url)
+    assert "an earlier run has written" in anew.err
+    assert "job.db is gone: all rows are sent, and paid for, anew" in anew.err
+    assert (told.code, anew.code) == (0, 0)
