@@ -46,9 +46,13 @@ class Known:
 class Server:
     """Does work, bills it, and remembers keys or does not. It outlives every process that asks it."""
 
-    def __init__(self, chance, *, honours=True, keeps_failures=False, marks=True, faults=0.0, budget=0):
+    def __init__(
+        self, chance, *, honours=True, forgetful=False, keeps_failures=False, marks=True, faults=0.0, budget=0
+    ):
         self._chance = chance
         self.honours = honours
+        #: It heeds only keys whose work has ended: what comes meanwhile is worked on, and billed, once more.
+        self._forgetful = forgetful
         self._keeps_failures = keeps_failures
         self._marks = marks or keeps_failures
         self._faults = faults
@@ -129,7 +133,7 @@ class Server:
         if fate in ("429", "503"):
             return now, error(int(fate), "requests" if fate == "429" else "server_error")
         known = self._known.get(key)
-        if known is not None:
+        if known is not None and (self.honours or now >= known.done_at):
             if now < known.done_at:
                 code = self._chance.choice(("idempotency_key_in_progress", None))
                 return now, error(409, "invalid_request_error", code)
@@ -142,7 +146,7 @@ class Server:
             return now, (502, (), b"<html>bad gateway</html>")
         else:
             reply = self._work(claimed)
-        if self.honours and (reply[0] == 200 or self._keeps_failures):
+        if (self.honours or self._forgetful) and (reply[0] == 200 or self._keeps_failures):
             self._known[key] = Known(now + takes_s, reply)
         return now + takes_s, reply
 

@@ -109,6 +109,7 @@ def make_plan(seed, chance):
         },
         server={
             "honours": honours,
+            "forgetful": not honours and chance.random() < 0.4,
             "keeps_failures": honours and chance.random() < 0.3,
             "marks": chance.random() < 0.7,
             "faults": faults,
